@@ -1,0 +1,32 @@
+"""Build metadata from settings.ini, so that every dependency is written once."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=["="])
+config.read(here / "settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+
+# The notebooks that the commands run travel inside the package.
+notebooks = {f"ssl_nb.notebooks.{kind}": f"nbs/{kind}" for kind in ("reproductions", "benchmarks")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "bench", "dev")}
+
+setup(
+    version=cfg["version"],
+    description=cfg["description"],
+    keywords=cfg["keywords"].split(),
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license="Apache-2.0",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["ssl_nb", "ssl_nb.*"]) + ["ssl_nb.notebooks", *notebooks],
+    package_dir={"ssl_nb.notebooks": "nbs", **notebooks},
+    package_data={name: ["*.ipynb"] for name in notebooks},
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    zip_safe=False,
+)
