@@ -10,7 +10,8 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 # The notebooks that the commands run travel inside the package.
-notebooks = {f"ssl_nb.notebooks.{kind}": f"nbs/{kind}" for kind in ("reproductions", "benchmarks")}
+kinds = [kind for kind in ("reproductions", "benchmarks") if (here / "nbs" / kind).is_dir()]
+notebooks = {f"ssl_nb.notebooks.{kind}": f"nbs/{kind}" for kind in kinds}
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "bench", "dev")}
 
 setup(
@@ -25,6 +26,7 @@ setup(
     packages=find_packages(include=["ssl_nb", "ssl_nb.*"]) + ["ssl_nb.notebooks", *notebooks],
     package_dir={"ssl_nb.notebooks": "nbs", **notebooks},
     package_data={name: ["*.ipynb"] for name in notebooks},
+    include_package_data=False,  # or the manifest of the source distribution would add every notebook
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -377,12 +377,12 @@ def _decoded(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 def _save(path: Path, arrays: dict[str, np.ndarray]):
     "Write an .npz that is whole or absent."
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        with os.fdopen(handle, "wb") as f: np.savez(f, **arrays)
+        with open(aside, "wb") as f: np.savez(f, **arrays)
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/core/02_data.ipynb #f20292ff

@@ -72,9 +72,13 @@ def _without_urls(css):
 def _embed(soup, tag, name, folder):
     "Replace a local picture by its bytes, a remote one by a link, drop any other address."
     address = tag[name]
-    if tag.name != "img" or name != "src": del tag[name]; return
+    if tag.name != "img" or name != "src":
+        del tag[name]
+        return
     data = _data_uri(Path(folder) / address) if folder and "://" not in address else None
-    if data: tag[name] = data; return
+    if data:
+        tag[name] = data
+        return
     link = soup.new_tag("a", href=address)
     link.string = tag.get("alt") or address
     tag.replace_with(link)
@@ -110,8 +114,10 @@ def output(
         if kind in data: return f'<img alt="" src="data:{kind};base64,{"".join(data[kind].split())}">'
     if "image/svg+xml" in data: return offline(data["image/svg+xml"])
     if "application/vnd.jupyter.widget-view+json" in data: return ""
-    if "text/html" in data and "<script" not in data["text/html"]:
-        return f'<div class="wide">{offline(data["text/html"])}</div>'
+    still = offline(data.get("text/html", ""))
+    words = re.sub(r"<style.*?</style>|<[^>]*>", "", still, flags=re.S)
+    if words.strip() or re.search(r"<(img|svg|table)\b", still):
+        return f'<div class="wide">{still}</div>'
     for kind in ("text/markdown", "text/latex"):
         if kind in data: return offline(markdown(data[kind]))
     return _text(plain(data["text/plain"])) if "text/plain" in data else ""
@@ -128,26 +134,32 @@ def _stream(out):
     return _text(text, "stderr", "messages") if out.name == "stderr" else _text(text, label="printed")
 
 # %% ../nbs/core/07a_report.ipynb #42fc85ea
-POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; color: #222; background: #fff; margin: 0 }
 main { max-width: 54rem; margin: 0 auto; padding: 2rem 1.25rem 5rem }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0 } h2 { margin-top: 2.6rem; line-height: 1.25 }
-h3 { margin-top: 1.8rem } a { color: #0072b2 } img { max-width: 100%; height: auto; display: block; margin: .8rem 0 }
+h3 { margin-top: 1.8rem } a { color: #0072b2 }
+img { max-width: 100%; height: auto; display: block; margin: .8rem 0 }
 pre { background: #f6f7f8; border-radius: 4px; padding: .6rem .8rem; overflow-x: auto; line-height: 1.4;
       font-size: .82rem; margin: .4rem 0 } code { font-family: ui-monospace, monospace; font-size: .9em }
 pre.error { border-left: 4px solid #d55e00 }
-table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #e3e5e8; text-align: left; vertical-align: top }
+table { border-collapse: collapse; border: 0; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid #e3e5e8; text-align: left;
+         vertical-align: top }
 th { font-weight: 600; border-bottom: 2px solid #c4c8cc } .wide { overflow-x: auto }
 details { margin: .3rem 0 } summary { cursor: pointer; color: #5c6670; font-size: .85rem }
-details.code > summary { list-style: none; opacity: .75 } details.code > summary::before { content: "\\25B8\\00a0" }
+details.code > summary { list-style: none; opacity: .75 }
+details.code > summary::before { content: "\\25B8\\00a0" }
 details.code[open] > summary::before { content: "\\25BE\\00a0" } .quiet { color: #5c6670; font-size: .9rem }
-math { font-size: 1.05em } math[display=block] { margin: 1rem 0; overflow-x: auto }
+.exact { white-space: nowrap }
+math { font: 1.05em "STIX Two Math", "Cambria Math", "Latin Modern Math", "Libertinus Math", math }
+math[display=block] { margin: 1rem 0; overflow-x: auto }
 button { font: inherit; font-size: .85rem; border: 1px solid #c4c8cc; border-radius: 4px; background: #fff;
          padding: .15rem .7rem; cursor: pointer; color: #222 }
-.verdict { font-weight: 600; white-space: nowrap } .reproduced { color: #0072b2 } .contradicted { color: #b34700 }
-.not { color: #5c6670 } @media print { button { display: none } main { max-width: none } }
+.verdict { font-weight: 600 } .reproduced { color: #0072b2 } .contradicted { color: #b34700 }
+.not { color: #5c6670 }
+@media print { button { display: none } main { max-width: none } }
 """
 UNFOLD = "for (const d of document.querySelectorAll('details.code')) d.open = !d.open"
 
@@ -192,8 +204,19 @@ def _inline(text):
 def _cell(cell, folder):
     if cell.cell_type == "markdown": return offline(markdown(cell.source, cell.get("attachments")), folder)
     if cell.cell_type != "code": return ""
-    shown = "\n".join(filter(None, map(output, cell.outputs)))
-    return _folded(cell) + shown
+    return _folded(cell) + "\n".join(filter(None, map(output, _joined(cell.outputs))))
+
+def _joined(outputs):
+    "Text that a cell wrote in several goes, as one output."
+    from nbformat.v4 import new_output
+
+    joined = []
+    for out in outputs:
+        last = joined[-1] if joined and out.output_type == "stream" else None
+        if last and last.output_type == "stream" and last.name == out.name:
+            joined[-1] = new_output("stream", name=out.name, text=last.text + out.text)
+        else: joined.append(out)
+    return joined
 
 def _folded(cell):
     "The code of a cell behind a summary that says what it is."

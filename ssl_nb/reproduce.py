@@ -18,7 +18,7 @@ import time
 import tokenize
 import weakref
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,7 +40,7 @@ def scaled(
     if scale not in scales: raise ValueError(_unknown("scale", scale, scales))
     given = {name: value for name, value in (given or {}).items() if value is not None}
     missing = set().union(given, *scales.values()) - set(scales[scale])
-    if missing: raise ValueError(f"scale {scale!r} does not set {', '.join(sorted(missing))}; add it to that scale")
+    if missing: raise ValueError(f"scale {scale!r} does not set {', '.join(sorted(missing))}; add it there")
     return SimpleNamespace(scale=scale, **{**scales[scale], **given})
 
 def _unknown(what, name, known):
@@ -82,7 +82,8 @@ class Result:
         self.difference = float(self.difference)
         if self.interval is not None: self.interval = tuple(map(float, self.interval))
         figures = [self.ours, self.baseline or 0.0, self.difference, *(self.interval or ())]
-        if not all(map(math.isfinite, figures)): raise ValueError(f"{self.claim!r} has a figure that is not finite: {figures}")
+        if not all(map(math.isfinite, figures)):
+            raise ValueError(f"{self.claim!r} has a figure that is not finite: {figures}")
         self.verdict = self._judged()
 
     def _judged(self):
@@ -92,19 +93,20 @@ class Result:
         low, high = self.interval
         if not low <= high: raise ValueError(f"{self.claim!r}: the interval {self.interval} is upside down")
         if not low - (high - low) <= self.difference <= high + (high - low):
-            raise ValueError(f"{self.claim!r}: the difference {self.difference:.4g} is far outside of its interval "
-                             f"{self.interval}; the interval must be that of ours - baseline")
+            raise ValueError(f"{self.claim!r}: the difference {self.difference:.4g} is far outside of its "
+                             f"interval {self.interval}; it must be the interval of ours - baseline")
         found = verdict(self.interval, self.expect)
         if self.verdict not in (None, found):
-            raise ValueError(f"{self.claim!r}: the interval {self.interval} says {found!r}, not {self.verdict!r}")
+            raise ValueError(f"{self.claim!r}: the interval {self.interval} says {found!r}, "
+                             f"not {self.verdict!r}")
         return found
 
     def __str__(self): return f"{self.verdict}: {self.claim} ({_figures(asdict(self))})"
 
 def _figures(result):
     "The figures of one result in a line."
-    parts = [f"{result['ours']:.4g}"]
-    if result["baseline"] is not None: parts += [f"against {result['baseline']:.4g}", f"difference {_gap(result)}"]
+    parts, against = [f"{result['ours']:.4g}"], result["baseline"]
+    if against is not None: parts += [f"against {against:.4g}", f"difference {_gap(result)}"]
     elif result["interval"]: parts.append(_gap(result).split(" ", 1)[1])
     return ", ".join(filter(None, [*parts, result["protocol"]]))
 
@@ -129,7 +131,8 @@ def _settled(rows):
 
     latest = {}
     for row in rows: latest[name(row)] = max(row["_attempt"], latest.get(name(row), 0))
-    return [{k: v for k, v in row.items() if k != "_attempt"} for row in rows if row["_attempt"] == latest[name(row)]]
+    kept = [row for row in rows if row["_attempt"] == latest[name(row)]]
+    return [{k: v for k, v in row.items() if k != "_attempt"} for row in kept]
 
 def _write_rows(folder, rows):
     if rows or (Path(folder) / "metrics.jsonl").exists():
@@ -158,9 +161,10 @@ class Run:
         print(text, flush=True)
 
     def log(self, metrics: dict | None = None, **more):
-        "Add a row to metrics.jsonl. Text and whole numbers (seed, epoch) name the row, the rest are its values."
+        "Add a row to metrics.jsonl. Text and whole numbers (seed, epoch) name it, the rest are its values."
         row = _plain({**(metrics or {}), **more, "_attempt": self._attempt})
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file: file.write(json.dumps(row) + "\n")
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def metrics(self):
         "All rows so far as a DataFrame, those of an interrupted attempt included."
@@ -190,10 +194,12 @@ class Conclusion(list):
 def _results_html(results):
     from html import escape
 
-    head = "<tr><th>claim</th><th>ours</th><th>baseline</th><th>difference [95 %]</th><th>protocol</th><th>verdict</th></tr>"
+    names = ("claim", "ours", "baseline", "difference [95 %]", "protocol", "verdict")
+    head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
     rows = "".join(
         f"<tr><td>{escape(r['claim'])}</td><td>{r['ours']:.4g}</td>"
-        f"<td>{'' if r['baseline'] is None else format(r['baseline'], '.4g')}</td><td>{_gap(r)}</td>"
+        f"<td>{'' if r['baseline'] is None else format(r['baseline'], '.4g')}</td>"
+        f'<td class="exact">{_gap(r)}</td>'
         f"<td>{escape(r['protocol'])}</td>"
         f"<td class=\"verdict {r['verdict'].split()[0]}\">{r['verdict']}</td></tr>" for r in results)
     return f"<table>{head}{rows}</table>"
@@ -260,17 +266,21 @@ def read_notebook(
 ) -> Reproduction:
     "What a notebook says about itself, read without running it."
     path = Path(path)
-    try: cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error: raise RunRefused(f"{path} is not a readable notebook: {error!r}") from None
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    try:
+        cells = [(cell["cell_type"], "".join(cell["source"]), cell.get("metadata", {}).get("tags", []))
+                 for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunRefused(f"{path} is not a readable notebook: {error!r}") from None
+    code = [source for kind, source, _ in cells if kind == "code"]
+    prose = [source for kind, source, _ in cells if kind == "markdown"]
+    tagged = [source for kind, source, tags in cells if kind == "code" and "parameters" in tags]
     if not tagged: raise RunRefused(f"{path} has no code cell tagged 'parameters'")
-    parameters = {p.name: p for p in _parameters("".join(tagged[0]["source"]), path)}
+    parameters = {p.name: p for p in _parameters(tagged[0], path)}
     if "out" not in parameters: raise RunRefused(f'{path}: the parameter cell needs a line `out: str = ""`')
-    digest = hashlib.sha256("\0".join(part.strip() for part in code).encode()).hexdigest()
     del parameters["out"]
-    return Reproduction(name or path.stem, path, *_about(prose[0] if prose else ""), parameters, _scales(code), digest)
+    digest = hashlib.sha256("\0".join(part.strip() for part in code).encode()).hexdigest()
+    about = _about(prose[0] if prose else "")
+    return Reproduction(name or path.stem, path, *about, parameters, _scales(code), digest)
 
 def _about(text):
     "Title, first sentence and run time, from the first markdown cell."
@@ -283,9 +293,11 @@ def _about(text):
     return title[1].strip() if title else "", question, takes[1].strip() if takes else ""
 
 def _parameters(source, path):
-    comments = {token.start[0]: token.string.lstrip("# ").strip()
-                for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
-    for node in ast.parse(source).body:
+    try: tokens, tree = list(tokenize.generate_tokens(io.StringIO(source).readline)), ast.parse(source)
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise RunRefused(f"{path}: the parameter cell is not Python: {error}") from None
+    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    for node in tree.body:
         where = f"{path}, parameter cell: `{ast.unparse(node)}`"
         if not isinstance(node, ast.AnnAssign) or node.value is None or not isinstance(node.target, ast.Name):
             raise RunRefused(f"{where} is not of the form `name: type = value`")
@@ -293,8 +305,9 @@ def _parameters(source, path):
         if kind not in KINDS: raise RunRefused(f"{where}: the type must be one of {', '.join(KINDS)}")
         try: default = ast.literal_eval(node.value)
         except ValueError: raise RunRefused(f"{where}: the default must be a literal") from None
-        found = Parameter(node.target.id, kind, optional or default is None, default, comments.get(node.end_lineno, ""))
-        try: yield Parameter(**{**found.__dict__, "default": value_of(found, default)})
+        help = comments.get(node.end_lineno, "")
+        found = Parameter(node.target.id, kind, optional or default is None, default, help)
+        try: yield replace(found, default=value_of(found, default))
         except ValueError as error: raise RunRefused(f"{where}: {error}") from None
 
 def _kind(annotation):
@@ -315,7 +328,8 @@ def _scales(code):
 
 def _settings(node):
     if isinstance(node, ast.Call): return {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
-    if isinstance(node, ast.Dict): return {ast.literal_eval(k): ast.unparse(v) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, ast.Dict):
+        return {ast.unparse(k).strip("'"): ast.unparse(v) for k, v in zip(node.keys, node.values) if k}
     return {"...": ast.unparse(node)}
 
 # %% ../nbs/core/07_reproduce.ipynb #fb356c45
@@ -330,8 +344,8 @@ def value_of(
         raise ValueError(f"{parameter.name} = {value!r} is not {_article(parameter.type)}; "
                          f"for example -p {parameter.name} {_EXAMPLES[parameter.kind]}") from None
 
-_EXAMPLES = {"str": "text", "int": "200", "float": "1e-3", "bool": "true", "list": "1,2,3", "list[str]": "a,b",
-             "list[int]": "1,2,3", "list[float]": "0.1,1e-3", "dict": """'{"depth": 2}'"""}
+_EXAMPLES = {"str": "text", "int": "200", "float": "1e-3", "bool": "true", "list": "1,2,3",
+             "list[str]": "a,b", "list[int]": "1,2,3", "list[float]": "0.1,1e-3", "dict": "'{\"depth\": 2}'"}
 
 def _article(kind): return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
@@ -350,13 +364,16 @@ def _typed(kind, value):
     return float(value) if kind == "float" else value
 
 def _from_text(kind, text):
-    if kind == "bool": return {"true": True, "false": False}.get(text.lower()) if text.lower() in ("true", "false") else int("x")
-    return int(text) if kind == "int" else float(text)
+    if kind != "bool": return int(text) if kind == "int" else float(text)
+    if text.lower() not in ("true", "false"): raise ValueError(text)
+    return text.lower() == "true"
 
 def _list(item, value):
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
-        if not item: value = [_literal(part) if isinstance(part, str) else part for part in value]
+    "JSON, or values with commas between them; a bare `list` takes numbers for numbers."
+    if isinstance(value, str) and value.strip().startswith("["): value = json.loads(value)
+    elif isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+        if not item: value = [_literal(part) for part in value]
     if not isinstance(value, (list, tuple)): raise ValueError(value)
     return [_typed(item, part) for part in value] if item else list(value)
 
@@ -369,13 +386,15 @@ def notebooks(
     folders: list | None = None,  # None: SSL_NB_NOTEBOOKS, then those of the package
 ) -> dict[str, Path]:
     "The notebooks that can be run, by name."
-    if folders is None: folders = [part for part in os.environ.get("SSL_NB_NOTEBOOKS", "").split(os.pathsep) if part] + [_home()]
+    own = [part for part in os.environ.get("SSL_NB_NOTEBOOKS", "").split(os.pathsep) if part]
+    home = _home()
+    places = [("", Path(folder)) for folder in (own if folders is None else folders)]
+    if folders is None: places += [("", home / "reproductions"), ("benchmarks/", home / "benchmarks")]
     found = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir(): raise RunRefused(f"there is no folder {folder}; SSL_NB_NOTEBOOKS must name existing folders")
-        for prefix, sub in (("", folder), ("", folder / "reproductions"), ("benchmarks/", folder / "benchmarks")):
-            if sub == _home(): continue  # of the package itself only the two kinds below
-            for path in sorted(sub.glob("[!.]*.ipynb")): found.setdefault(prefix + path.stem, path)
+    for prefix, folder in places:
+        if not folder.is_dir() and home not in folder.parents:
+            raise RunRefused(f"there is no folder {folder}; SSL_NB_NOTEBOOKS must name existing folders")
+        for path in sorted(folder.glob("[!.]*.ipynb")): found.setdefault(prefix + path.stem, path)
     return found
 
 def _package():
@@ -403,7 +422,7 @@ def resolve(
 ) -> dict:
     "Every parameter with its value. All that is wrong is said at once, before anything runs."
     known, wrong, values = reproduction.parameters, [], {}
-    if "out" in given: wrong.append("out is filled in by the run itself; choose the folder of runs with --runs DIR")
+    if "out" in given: wrong.append("out is filled in by the run; choose the folder of runs with --runs DIR")
     wrong += [_unknown("parameter", name, known) for name in given if name not in known and name != "out"]
     for name, parameter in known.items():
         try: values[name] = value_of(parameter, given[name]) if name in given else parameter.default
@@ -430,7 +449,8 @@ def cores() -> int:
     except (OSError, ValueError): return count
     return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
-PACKAGES = ("ssl_nb", "torch", "torchvision", "timm", "lightly", "lightning-fabric", "numpy", "scikit-learn", "papermill")
+PACKAGES = ("ssl_nb", "torch", "torchvision", "timm", "lightly", "lightning-fabric", "numpy", "scikit-learn",
+            "papermill")
 
 def versions() -> dict:
     "Python, packages, processor, threads and the commit of the code."
@@ -441,8 +461,9 @@ def versions() -> dict:
         try: return version(package)
         except PackageNotFoundError: return None
 
-    return dict(python=platform.python_version(), packages={p: of(p) for p in PACKAGES}, platform=platform.platform(),
-                processor=_processor(), cores=cores(), threads=_threads(), **_commit())
+    return dict(python=platform.python_version(), packages={p: of(p) for p in PACKAGES},
+                platform=platform.platform(), processor=_processor(), cores=cores(), threads=_threads(),
+                **_commit())
 
 def _threads():
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -452,10 +473,11 @@ def _processor():
     import platform
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 def _commit():
-    "Commit of the checkout that holds the package, and whether it had changes; neither for an installed wheel."
+    "Commit of the checkout that holds the package, and whether it had changes; neither for a wheel."
     import subprocess
 
     root = _package().parent
@@ -472,25 +494,31 @@ PATIENCE = 20  # seconds to wait for the kernel of a command that was killed
 @contextmanager
 def _locked(runs, run, say):
     "Hold the lock of one run; yields its file descriptor, which the notebook's kernel inherits."
-    import fcntl
-
     (runs / ".locks").mkdir(exist_ok=True)
     with open(runs / ".locks" / run, "a+") as file:
-        waiting_since = None
-        while True:
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); break
-            except BlockingIOError: pass
+        give_up = None
+        while not _try_lock(file):
             file.seek(0)
             pid = file.read().strip()
-            if _alive(pid): raise RunRefused(f"{run} is being run by another process (pid {pid}); it must end first")
-            if waiting_since is None: say("waiting for the kernel of a killed run to end ..."); waiting_since = time.monotonic()
-            if time.monotonic() - waiting_since > PATIENCE:
-                raise RunRefused(f"{run} is locked by a process that still runs (its command, pid {pid}, has ended)")
+            if _alive(pid):
+                raise RunRefused(f"{run} is being run by another process (pid {pid}); it must end first")
+            if give_up is None:
+                say("waiting for the kernel of a killed run to end ...")
+                give_up = time.monotonic() + PATIENCE
+            if time.monotonic() > give_up:
+                raise RunRefused(f"{run} is locked by a process that a killed command (pid {pid}) left")
             time.sleep(0.2)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield file.fileno()
+
+def _try_lock(file):
+    import fcntl
+
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    return True
 
 def _alive(pid):
     try: os.kill(int(pid), 0)
@@ -502,36 +530,36 @@ def _alive(pid):
 def _execute(reproduction, values, partial, lock, say):
     "Run the notebook in `partial`; RunFailed when a cell or the kernel fails."
     import logging
+
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     begun, bar = [], sys.stderr.isatty()
-    shown = dict(desc=reproduction.name, bar_format="{desc}: cell {n_fmt} of {total_fmt}, {elapsed}", leave=False)
+    layout = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
+    progress = dict(desc=reproduction.name, bar_format=layout, leave=False)
     for last in (False, True):
-        with tempfile.TemporaryDirectory(prefix="ssl_nb-") as sockets, open(partial / "kernel.log", "ab") as log:
+        with _kernel(partial, lock) as kernel:
             try:
-                papermill.execute_notebook(
-                    _braced(reproduction.path), _braced(partial / "notebook.ipynb"), {**values, "out": str(partial)},
-                    kernel_name="python3", language="python", progress_bar=bar and shown, start_timeout=120,
-                    stdout_file=_Lines(say, bar), kernel_manager_class=_kernel_manager(sockets, lock, log),
-                    iopub_timeout=120, on_cell_start=lambda **_: begun.append(1))
-                return
+                return papermill.execute_notebook(
+                    _braced(reproduction.path), _braced(partial / "notebook.ipynb"),
+                    {**values, "out": str(partial)}, kernel_name="python3", language="python",
+                    kernel_manager_class=kernel, start_timeout=120, iopub_timeout=120, coalesce_streams=True,
+                    progress_bar=bar and progress, stdout_file=_Lines(say, bar),
+                    on_cell_start=lambda **_: begun.append(True))
             except PapermillExecutionError as error: raise RunFailed(_cell_error(error)) from None
-            except (RuntimeError, TimeoutError, OSError) as error:
-                if isinstance(error, OSError) and not isinstance(error, TimeoutError): raise RunFailed(f"{error}") from error
-                dead = isinstance(error, DeadKernelError) or begun
-                if dead: raise RunFailed(f"the notebook's kernel died (out of memory is the usual reason){_tail(partial)}") from None
-                if last: raise RunFailed(f"the notebook's kernel did not start: {error}{_tail(partial)}") from None
+            except (RuntimeError, TimeoutError) as error:
+                if begun: raise RunFailed(f"the notebook's kernel died: {error}{_tail(partial)}") from None
+                if last: raise RunFailed(f"the kernel did not start: {error}{_tail(partial)}") from None
                 say("the kernel did not start; once more")
 
 def _braced(path):
     "papermill takes braces in a path for its own."
     return str(path).replace("{", "{{").replace("}", "}}")
 
-def _kernel_manager(sockets, lock, log):
-    "A kernel of this very Python, which holds the lock and writes its last words to `log`."
+@contextmanager
+def _kernel(partial, lock):
+    "A kernel class: this very Python, holding the lock, its last words in kernel.log, local sockets."
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -542,14 +570,16 @@ def _kernel_manager(sockets, lock, log):
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name): return KernelSpec(**get_kernel_dict())
 
-    class Kernel(AsyncKernelManager):
-        def __init__(self, **kwargs):
-            super().__init__(kernel_spec_manager=ThisPython(), transport="ipc", connection_file=f"{sockets}/kernel.json", **kwargs)
+    with tempfile.TemporaryDirectory(prefix="ssl_nb-") as sockets, open(partial / "kernel.log", "ab") as log:
+        class Kernel(AsyncKernelManager):
+            def __init__(self, **kwargs):
+                super().__init__(kernel_spec_manager=ThisPython(), transport="ipc",
+                                 connection_file=f"{sockets}/kernel.json", **kwargs)
 
-        def start_kernel(self, **kwargs):
-            return super().start_kernel(env=env, pass_fds=(lock,), stdout=log, stderr=log, **kwargs)
+            def start_kernel(self, **kwargs):
+                return super().start_kernel(env=env, pass_fds=(lock,), stdout=log, stderr=log, **kwargs)
 
-    return Kernel
+        yield Kernel
 
 class _Lines:
     "What the notebook prints, a whole line at a time."
@@ -569,7 +599,8 @@ def _cell_error(error):
     from ssl_nb.report import plain
 
     lines = plain("\n".join(error.traceback)).strip().splitlines()[-12:]
-    return f"cell {error.exec_count} of the notebook failed: {error.ename}: {error.evalue}\n" + "\n".join(f"  {line}" for line in lines)
+    trace = "".join(f"\n  {line}" for line in lines)
+    return f"cell {error.exec_count} of the notebook failed: {error.ename}: {error.evalue}{trace}"
 
 def _tail(partial):
     "The last words of the kernel process."
@@ -583,13 +614,19 @@ def load_run(
     "The result of a whole run; RunRefused names what is wrong with any other folder."
     path = Path(folder) / "result.json"
     try: run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise RunRefused(f"{folder} is not a whole run: it has no result.json") from None
+    except FileNotFoundError: raise RunRefused(f"{folder} is no whole run: it has no result.json") from None
     except (OSError, ValueError) as error: raise RunRefused(f"{path} cannot be read: {error}") from None
-    if not isinstance(run, dict) or run.get("status") != "complete": raise RunRefused(f"{path} does not say that the run is complete")
-    rows = run.get("results")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row.get("verdict") in VERDICTS for row in rows):
-        raise RunRefused(f"{path} holds no results")
+    if not isinstance(run, dict) or run.get("status") != "complete":
+        raise RunRefused(f"{path} does not say that the run is complete")
+    try: results = [Result(**{**row, "expect": _region(row["expect"])}) for row in run["results"]]
+    except (KeyError, TypeError, ValueError) as error: raise RunRefused(f"{path}: {error!r}") from None
+    if not results: raise RunRefused(f"{path} holds no results")
     return run
+
+def _region(expect):
+    "JSON has no infinity: an open end is null."
+    low, high = expect
+    return (-math.inf if low is None else low, math.inf if high is None else high)
 
 def reproduce(
     name: str,  # as `ssl_nb list` prints it, or the path of a notebook
@@ -615,21 +652,23 @@ def reproduce(
         try:
             _execute(reproduction, values, partial, lock, say)
             _finish(partial, run, reproduction, values, time.monotonic() - started)
-        except RunFailed as error: raise RunFailed(f"{run} failed: {error}\nIts folder is kept: {partial}") from None
+        except (RunFailed, OSError) as error:
+            raise RunFailed(f"{run} failed: {error}\nIts folder is kept: {partial}") from None
         _publish(runs, run, partial)
     return runs / run
 
 def _with_scale(parameters, scale):
     given = dict(parameters or {})
     if scale is None: return given
-    if given.get("scale", scale) != scale: raise RunRefused(f"scale is given twice: {given['scale']!r} and {scale!r}")
+    if given.get("scale", scale) != scale:
+        raise RunRefused(f"scale is given twice: {given['scale']!r} and {scale!r}")
     return {**given, "scale": scale}
 
 def _existing(runs, run, say):
     try: found = load_run(runs / run)
     except RunRefused as error: raise RunRefused(f"{error}; --force runs it anew") from None
     say(f"{run} exists, finished {found['finished']}; --force runs it anew")
-    if (runs / f".partial-{run}").exists(): say(f"an interrupted --force run of it waits; --force goes on with it")
+    if (runs / f".partial-{run}").exists(): say("an interrupted --force run waits; --force goes on with it")
     return runs / run
 
 def _check_writable(runs):
@@ -637,7 +676,8 @@ def _check_writable(runs):
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=runs): pass
     except OSError as error:
-        raise RunRefused(f"cannot write runs to {runs}: {error.strerror or error}; choose another folder with --runs DIR") from None
+        raise RunRefused(f"cannot write runs to {runs}: {error.strerror or error}; "
+                         "choose another folder with --runs DIR") from None
 
 def _recover(runs, run):
     "A forced run that was killed between its two renames: put the old run back."
@@ -649,14 +689,17 @@ def _open_partial(runs, run, reproduction, values, force, say):
     "The folder to work in: the interrupted one if this call would have started it, else a fresh one."
     partial = runs / f".partial-{run}"
     attempts = _attempts(partial)
-    if partial.exists() and (not attempts or (force and not attempts[-1]["force"])): shutil.rmtree(partial); attempts = []
-    if attempts: say(f"going on with the run begun {attempts[0]['started']} (to begin anew, delete {partial})")
+    if not attempts or (force and not attempts[-1]["force"]):
+        if partial.exists(): shutil.rmtree(partial)
+        attempts = []
+    if attempts: say(f"going on with the run begun {attempts[0]['started']}; to begin anew, delete {partial}")
     partial.mkdir(exist_ok=True)
     for stale in ("conclusion.json", "result.json"): (partial / stale).unlink(missing_ok=True)
     _write_json(partial / "attempts.json", attempts + [dict(started=_now(), force=force)])
     _write_json(partial / "parameters.json", dict(name=reproduction.name, parameters=values))
     _write_json(partial / "versions.json", {**versions(), "notebook": reproduction.digest})
-    say(f"{reproduction.name}: " + "  ".join(f"{name} {value}" for name, value in values.items() if value is not None))
+    shown = [f"{name} {value}" for name, value in values.items() if value not in (None, "")]
+    say(f"{reproduction.name}: {', '.join(shown)}")
     return partial
 
 def _attempts(partial):
@@ -670,10 +713,10 @@ def _finish(partial, run, reproduction, values, seconds):
     try: conclusion = json.loads((partial / "conclusion.json").read_text(encoding="utf-8"))
     except FileNotFoundError: raise RunFailed("the notebook ended without run.conclude(...)") from None
     attempts = _attempts(partial)
-    found = dict(run=run, name=reproduction.name, title=reproduction.title, status="complete", scale=values.get("scale"),
-                 started=attempts[0]["started"], finished=_now(), seconds=round(seconds, 1), attempts=len(attempts),
-                 device=conclusion["device"], parameters=values, results=conclusion["results"],
-                 table=conclusion["table"], versions=json.loads((partial / "versions.json").read_text()))
+    found = dict(run=run, name=reproduction.name, title=reproduction.title, status="complete",
+                 scale=values.get("scale"), started=attempts[0]["started"], finished=_now(),
+                 seconds=round(seconds, 1), attempts=len(attempts), parameters=values, **conclusion,
+                 versions=json.loads((partial / "versions.json").read_text()))
     rows = _settled(_rows(partial))
     (partial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     _write_report(partial, reproduction, found)
@@ -712,14 +755,17 @@ def _head(found):
     from html import escape
 
     def listing(pairs):
-        return "<table>" + "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in pairs) + "</table>"
+        rows = (f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in pairs)
+        return f"<table>{''.join(rows)}</table>"
 
     made = found["versions"]
-    machine = [("device", found["device"]), ("processor", made["processor"]), ("cores, threads", f"{made['cores']}, {made['threads']}"),
-               ("platform", made["platform"]), ("python", made["python"]), ("commit", _commit_text(made)), *made["packages"].items()]
+    machine = [("device", found["device"]), ("processor", made["processor"]),
+               ("cores, threads", f"{made['cores']}, {made['threads']}"), ("platform", made["platform"]),
+               ("python", made["python"]), ("commit", _commit_text(made)), *made["packages"].items()]
     scale = f"scale {found['scale']}, " if found["scale"] else ""
     again = f", {found['attempts']} attempts (seconds of the last)" if found["attempts"] > 1 else ""
-    summary = f"{scale}{found['seconds']:.0f} s on {found['device']}{again}, finished {found['finished']}"
+    when = f"{found['finished'][:16].replace('T', ' ')} UTC"
+    summary = f"{scale}{found['seconds']:.0f} s on {found['device']}{again}, finished {when}"
     return (f'<div class="wide">{_results_html(found["results"])}</div><p class="quiet">{escape(summary)}</p>'
             f"<details><summary>Parameters</summary>{listing(found['parameters'].items())}</details>"
             f"<details><summary>Machine and versions</summary>{listing(machine)}</details>")
@@ -735,7 +781,8 @@ _COLUMNS = """{run: 'VARCHAR', name: 'VARCHAR', scale: 'VARCHAR', seconds: 'DOUB
 
 _QUERY = f"""
 select string_split(filename, '/')[-2] as run, name, scale, r.claim, r.ours, r.baseline, r.difference,
-       r."interval"[1] as low, r."interval"[2] as high, r.verdict, r.protocol, seconds, device, finished, parameters
+       r."interval"[1] as low, r."interval"[2] as high, r.verdict, r.protocol, seconds, device, finished,
+       parameters
 from (select *, unnest(results) as r, generate_subscripts(results, 1) as place
       from read_json(?, columns = {_COLUMNS}, filename = true, maximum_object_size = 1000000000))
 order by name, finished, run, place"""

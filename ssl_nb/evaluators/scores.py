@@ -158,10 +158,11 @@ def check_features(features: Float[Tensor, "n d"],  # any dtype and device; nump
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{name} are {x.dtype}; pass real numbers, for example with .float().")
     if x.dtype not in (torch.float32, torch.float64): x = x.to(_wider(x.dtype))
-    if not (finite := x.isfinite()).all():
-        bad = (~finite).any(1).nonzero().flatten()
-        raise ValueError(f"{name} hold NaN or infinity in {len(bad)} of {len(x)} rows (first: row {bad[0].item()}); "
-                         "drop these rows, or look for the step at which the encoder diverged.")
+    if not x.sum().isfinite():  # one pass, no copy: NaN and infinity survive a sum (huge values may overflow it)
+        bad = (~x.isfinite()).any(1).nonzero().flatten()
+        if len(bad):
+            raise ValueError(f"{name} hold NaN or infinity in {len(bad)} of {len(x)} rows (first: row {bad[0]}); "
+                             "drop these rows, or look for the step at which the encoder diverged.")
     return x if labels is None else (x, check_labels(labels, len(x), name).to(x.device))
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a415b3dd

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..objectives import Scheduled
 
 # %% ../../nbs/methods/01_method.ipynb #26e3539b
 class Step(NamedTuple):
@@ -22,7 +23,7 @@ class Step(NamedTuple):
     representation: Float[Tensor, "n d"]  # of the first view, for probes that train beside (the loop detaches it)
 
 
-class Method(nn.Module):
+class Method(Scheduled):
     "Base of all methods: subclass it, or put parts into `JointEmbedding`."
 
     uses_labels = False  # True: the loop calls loss(views, labels)
@@ -33,9 +34,7 @@ class Method(nn.Module):
         views: Callable,  # views(batch, generator) -> list of batches
     ):
         super().__init__()
-        self.encoder, self.views, self.progress = encoder, views, 0.0
-        if not hasattr(views, "reads"):
-            self.views = _ReadsImages(views)
+        self.encoder, self.views = encoder, views if hasattr(views, "reads") else _ReadsImages(views)
 
     def loss(self, views: list[Tensor]) -> Step:
         "Loss, its parts and a representation, of one batch of views."
@@ -44,17 +43,6 @@ class Method(nn.Module):
     def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         "The representation: what is evaluated, and kept."
         return self.encoder(x)
-
-    def after_step(self, progress: float):  # of the run, in (0, 1]
-        "Called behind every step of the optimizer: teachers follow, schedules move."
-        self.progress = progress
-
-    # Where a run stands is part of its state: a schedule must go on where a killed run stopped.
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.progress, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor):
-        self.progress = float(state)
 
 # %% ../../nbs/methods/01_method.ipynb #ec278632
 class _ReadsImages:

@@ -1,0 +1,607 @@
+"""Data: every format on small fakes, every fault named, nothing half-written; real files where SSL_NB_DATA has them."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_nb import data
+from ssl_nb.data import Split, holdout, load, moments
+
+real = os.environ.get("SSL_NB_DATA", "")
+
+
+def needs(name):
+    here = bool(real) and os.path.isdir(os.path.join(real, name))
+    return pytest.mark.skipif(not here, reason=f"SSL_NB_DATA has no {name}")
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    "An empty data folder and an empty cache."
+    given, cache = tmp_path / "given", tmp_path / "cache"
+    monkeypatch.setenv("SSL_NB_DATA", str(given))
+    monkeypatch.setenv("SSL_NB_CACHE", str(cache))
+    return given, cache
+
+
+def put(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def leftovers(folder):
+    return [p for p in folder.rglob("*") if ".partial" in p.name]
+
+
+# ---- Split, moments, holdout
+
+
+def toy(n=10, classes=3):
+    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).contiguous()
+    return Split(images, torch.arange(n) % classes, {"row": torch.arange(n)})
+
+
+@pytest.mark.parametrize("index", [3, slice(2, 7, 2), [4, 1], torch.tensor([0, 9, 9]), torch.arange(10) > 6,
+                                   np.array([2, 3])])  # fmt: skip
+def test_indexing_keeps_rows_together(index):
+    part = toy()[index]
+    rows = part.get("row")
+    assert torch.equal(part.images[:, 0, 0, 0].long(), rows) and torch.equal(part.labels, rows % 3)
+    assert len(part) == len(rows) >= 1
+
+
+def test_get_and_repr():
+    split = toy()
+    assert split.get("images") is split.images and split.get("labels") is split.labels
+    with pytest.raises(ValueError, match="no 'rwo'; it has images, labels, row"):
+        split.get("rwo")
+    assert repr(split) == "Split(10 images (3, 4, 4), fields row)"
+    assert torch.equal(split.to("cpu").get("row"), split.get("row"))
+
+
+@pytest.mark.parametrize("images, labels, fields, word", [
+    (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {}, "uint8"),
+    (torch.zeros(2, 4, 4).byte(), torch.zeros(2).long(), {}, r"\(n, c, h, w\)"),
+    (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2), {}, "int64"),
+    (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(3).long(), {}, "3 rows of 'labels'"),
+    (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2).long(), {"angle": torch.zeros(1)}, "1 rows of 'angle'"),
+])  # fmt: skip
+def test_split_refuses_what_does_not_fit(images, labels, fields, word):
+    with pytest.raises(ValueError, match=word):
+        Split(images, labels, fields)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([1, 3]))
+def test_moments_are_those_of_the_floats(seed, n, channels):
+    images = torch.randint(0, 256, (n, channels, 5, 7), generator=torch.Generator().manual_seed(seed)).byte()
+    mean, std = moments(images)
+    floats = images.double() / 255
+    torch.testing.assert_close(torch.tensor(mean).double(), floats.mean((0, 2, 3)), atol=6e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(std).double(), floats.std((0, 2, 3), correction=0), atol=6e-5, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(20, 200), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5]))
+def test_holdout_is_stratified_disjoint_and_repeatable(seed, n, classes, fraction):
+    labels = torch.randint(-1, classes, (n,), generator=torch.Generator().manual_seed(seed))
+    split = Split(torch.zeros(n, 1, 1, 1).byte(), labels, {"row": torch.arange(n)})
+    train, valid = holdout(split, fraction, seed=seed)
+    rows = torch.cat([train.get("row"), valid.get("row")])
+    assert torch.equal(rows.sort().values, torch.arange(n))
+    assert torch.equal(train.get("row"), train.get("row").sort().values)
+    for label in labels.unique():
+        whole, held = (labels == label).sum().item(), (valid.labels == label).sum().item()
+        assert abs(held - whole * fraction) <= 0.5 + 1e-4
+    assert torch.equal(holdout(split, fraction, seed=seed)[1].get("row"), valid.get("row"))
+
+
+def test_holdout_depends_on_its_seed_and_checks_its_fraction():
+    split = toy(100)
+    assert not torch.equal(holdout(split, seed=0)[1].get("row"), holdout(split, seed=1)[1].get("row"))
+    for wrong in (0, 1, 1.5, -0.1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holdout(split, wrong)
+    with pytest.raises(ValueError, match="one side empty"):
+        holdout(toy(6), 0.1)
+
+
+# ---- names and options
+
+
+@pytest.mark.parametrize("wrong, meant", [("digit", "digits"), ("MNIST", "mnist"), ("cifar-10", "cifar10"),
+                                          ("fashionmnist", "fashion_mnist")])  # fmt: skip
+def test_unknown_names_get_the_nearest(wrong, meant):
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+        load(wrong)
+
+
+def test_unknown_options_get_the_nearest():
+    with pytest.raises(ValueError, match="no option 'donwload'.*'download'"):
+        load("mnist", donwload=True)
+    with pytest.raises(ValueError, match="no option 'sise'.*'size'"):
+        load("scenes", sise=32)
+    with pytest.raises(ValueError, match="Its options: none"):
+        load("digits", size=9)
+
+
+def test_a_loader_of_ones_own():
+    @data.register("mine")
+    def mine(n: int = 4):
+        return data.Data(data.Spec("mine", (3, 4, 4), ("a",), (0.0,), (1.0,)), toy(n), toy(n))
+
+    try:
+        assert "mine" in data.names() and len(load("mine", n=7).train) == 7
+    finally:
+        del data._LOADERS["mine"]
+
+
+# ---- digits
+
+
+def test_digits_are_whole_disjoint_and_as_their_spec_says():
+    digits = load("digits")
+    rows = torch.cat([digits.train.get("digit"), digits.test.get("digit")])
+    assert torch.equal(rows.sort().values, torch.arange(1797))
+    assert moments(digits.train.images) == (digits.spec.mean, digits.spec.std)
+    assert torch.bincount(digits.test.labels).min() >= 43 and digits.train.images.max() == 255
+    for label in range(10):  # the test split is the end of each class
+        assert digits.train.get("digit")[digits.train.labels == label].max() < \
+               digits.test.get("digit")[digits.test.labels == label].min()  # fmt: skip
+
+
+# ---- IDX
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def fake_mnist(places, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (6, 28, 28)), np.arange(6) % 10, rng.integers(0, 256, (4, 28, 28)), np.arange(4)]
+    contents = [idx(a) for a in arrays]
+    files = [f.__class__(f.name, md5(gzip.compress(c, mtime=0)), f.urls, md5(c))
+             for f, c in zip(data._FILES["mnist"], contents, strict=True)]  # fmt: skip
+    monkeypatch.setitem(data._FILES, "mnist", tuple(files))
+    for file, content in zip(files, contents, strict=True):
+        put(places[0] / "mnist", file.name, gzip.compress(content, 1))  # another compression, the same content
+    return arrays, files, places[0] / "mnist"
+
+
+def test_mnist_from_the_data_folder(fake_mnist):
+    arrays, _, _ = fake_mnist
+    found = load("mnist")
+    assert (found.train.images[:, 0].numpy() == arrays[0]).all() and (found.test.labels.numpy() == arrays[3]).all()
+    assert found.train.images.dtype == torch.uint8 and found.spec.classes[3] == "3"
+    found.train.images[0] = 0  # its memory is its own
+
+
+@pytest.mark.parametrize("damage, word", [
+    (lambda c: c[:-20], "does not unpack"),
+    (lambda c: b"<html>not found</html>", "does not unpack"),
+    (lambda c: gzip.compress(gzip.decompress(c)[:-1]), "expected"),
+    (lambda c: gzip.compress(gzip.decompress(c)[:-1] + b"\x07"), "expected"),
+    (lambda c: b"", "expected"),
+])  # fmt: skip
+def test_damaged_idx_is_refused_and_kept(fake_mnist, damage, word):
+    _, files, folder = fake_mnist
+    path = folder / files[2].name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"(?s){files[2].name}.*{word}.*Delete it"):
+        load("mnist")
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\0\0\x0d\x01" + bytes(8), b"\0\0\x08\x02" + bytes(5),
+                                     idx(np.zeros((2, 3)))[:-1], idx(np.zeros((2, 3))) + b"1",
+                                     b"\0\0\x08\x03" + b"\xff" * 12])  # fmt: skip
+def test_malformed_idx_is_refused(tmp_path, content):
+    path = put(tmp_path, "some-ubyte", content)
+    with pytest.raises(ValueError, match="no IDX file"):
+        data._parse_idx(content, path)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(places):
+    with pytest.raises(FileNotFoundError) as error:
+        load("mnist", download=False)
+    said = str(error.value)
+    assert "train-images-idx3-ubyte.gz" in said and "download=True" in said
+    assert all(str(p / "mnist") in said for p in places)
+    with pytest.raises(FileNotFoundError, match="SSL_NB_DATA"):
+        load("cifar10_jpeg")
+
+
+def test_addresses_and_checksums_are_those_of_torchvision():
+    from torchvision.datasets import MNIST, STL10, FashionMNIST
+
+    for name, theirs in (("mnist", MNIST), ("fashion_mnist", FashionMNIST)):
+        assert [(f.name, f.md5) for f in data._FILES[name]] == theirs.resources
+        assert all(any(f.urls[0] == m + f.name for m in theirs.mirrors) for f in data._FILES[name])
+    [stl] = data._FILES["stl10"]
+    assert (stl.name, stl.md5, stl.urls) == (STL10.filename, STL10.tgz_md5, (STL10.url,))
+
+
+# ---- downloads, from a server on this machine
+
+
+@pytest.fixture
+def server():
+    served = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = served.get(self.path.strip("/"))
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            if content is not None and self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as it:
+        threading.Thread(target=it.serve_forever, daemon=True).start()
+        yield served, f"http://127.0.0.1:{it.server_address[1]}/"
+        it.shutdown()
+
+
+def serve_mnist(fake_mnist, server, monkeypatch):
+    _, files, folder = fake_mnist
+    served, url = server
+    for file in files:
+        served[file.name] = gzip.compress(gzip.decompress((folder / file.name).read_bytes()), mtime=0)
+        (folder / file.name).unlink()
+    remote = tuple(f.__class__(f.name, f.md5, (url + "gone/" + f.name, url + f.name), f.content) for f in files)
+    monkeypatch.setitem(data._FILES, "mnist", remote)
+    return served, remote
+
+
+def test_a_download_is_checked_and_kept(fake_mnist, places, server, monkeypatch):
+    served, files = serve_mnist(fake_mnist, server, monkeypatch)
+    assert len(load("mnist").train) == 6
+    assert sorted(p.name for p in (places[1] / "mnist").iterdir()) == sorted(f.name for f in files)
+    served.clear()
+    assert len(load("mnist").train) == 6  # from the cache
+
+
+def test_half_a_download_is_no_file(fake_mnist, places, server, monkeypatch):
+    served, files = serve_mnist(fake_mnist, server, monkeypatch)
+    served[files[0].name] = served[files[0].name][:100]
+    with pytest.raises(ConnectionError, match=f"(?s){files[0].name}.*by hand.*{files[0].md5}"):
+        load("mnist")
+    assert list((places[1] / "mnist").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_says_so(fake_mnist, server, tmp_path, monkeypatch):
+    serve_mnist(fake_mnist, server, monkeypatch)
+    monkeypatch.setenv("SSL_NB_CACHE", str(put(tmp_path, "a_file", b"") / "cache"))
+    with pytest.raises(OSError, match="Set SSL_NB_CACHE"):
+        load("mnist")
+
+
+# ---- archives: CIFAR, STL-10
+
+
+def archive(members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"folder/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def put_archive(places, monkeypatch, name, members):
+    [file] = data._FILES[name]
+    content = archive(members)
+    monkeypatch.setitem(data._FILES, name, (file.__class__(file.name, md5(content)),))
+    return put(places[0] / name, file.name, content)
+
+
+def cifar10_members(n=2):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (6, n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, (6, n), dtype=np.uint8)
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    records = [np.concatenate([b[:, None], a.reshape(n, -1)], 1).tobytes() for a, b in zip(images, labels, strict=True)]
+    return dict(zip(names, records, strict=True)), images, labels
+
+
+def test_cifar10_in_order_and_without_a_pickle(places, monkeypatch):
+    members, images, labels = cifar10_members()
+    bomb = pickle.dumps(print)
+    path = put_archive(places, monkeypatch, "cifar10", {"batches.meta": bomb, **dict(reversed(members.items()))})
+    for loader in ("load", "loads"):
+        monkeypatch.setattr(pickle, loader, lambda *_: pytest.fail("a pickle was loaded"))
+    found = load("cifar10")
+    assert (found.train.images.numpy() == images[:5].reshape(10, 3, 32, 32)).all()
+    assert (found.train.labels.numpy() == labels[:5].ravel()).all() and (found.test.labels.numpy() == labels[5]).all()
+    path.unlink()
+    assert torch.equal(load("cifar10").train.images, found.train.images)  # decoded once, from then on from the cache
+
+
+def test_cifar100_has_fine_labels_and_coarse_fields(places, monkeypatch):
+    record = bytes([3, 42]) + bytes(range(256)) * 12
+    names = "\n".join(f"class{i}" for i in range(100)).encode()
+    put_archive(places, monkeypatch, "cifar100",
+                {"fine_label_names.txt": names, "train.bin": record * 2, "test.bin": record})  # fmt: skip
+    found = load("cifar100")
+    assert found.train.labels.tolist() == [42, 42] and found.test.get("coarse").tolist() == [3]
+    assert found.spec.classes[42] == "class42" and found.train.images[0, 0, 0, 5] == 5
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda m: m.pop("data_batch_3.bin"), "no member data_batch_3.bin"),
+    (lambda m: m.update({"test_batch.bin": m["test_batch.bin"][:-1]}), "no multiple of 3073"),
+    (lambda m: m.update({"test_batch.bin": b""}), "no multiple of 3073"),
+])  # fmt: skip
+def test_malformed_archives_are_refused(places, monkeypatch, change, word):
+    members = cifar10_members()[0]
+    change(members)
+    put_archive(places, monkeypatch, "cifar10", members)
+    with pytest.raises(ValueError, match=word):
+        load("cifar10")
+    assert not leftovers(places[1]) and not list(places[1].rglob("*.npz"))
+
+
+def test_a_truncated_archive_is_refused(places, monkeypatch):
+    path = put_archive(places, monkeypatch, "cifar10", cifar10_members()[0])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"cifar-10-binary.tar.gz.*expected {md5(whole)}"):
+        load("cifar10")
+    monkeypatch.setitem(data._FILES, "cifar10", (data._File(path.name, md5(path.read_bytes())),))
+    with pytest.raises(ValueError, match="does not unpack"):
+        load("cifar10")
+
+
+def test_stl10_is_stored_by_columns(places, monkeypatch):
+    image = np.arange(3 * 96 * 96, dtype=np.uint32).reshape(3, 96, 96).astype(np.uint8)
+    stored = np.ascontiguousarray(image.swapaxes(1, 2)).tobytes()
+    put_archive(places, monkeypatch, "stl10", {"train_X.bin": stored * 2, "train_y.bin": bytes([1, 10]),
+                "test_X.bin": stored, "test_y.bin": bytes([3]), "unlabeled_X.bin": stored * 3})  # fmt: skip
+    found = load("stl10")
+    assert (found.train.images[1].numpy() == image).all() and found.train.labels.tolist() == [0, 9]
+    free = load("stl10", unlabelled=True)
+    assert len(free.train) == 3 and free.train.labels.unique().tolist() == [-1] and free.test.labels.tolist() == [2]
+
+
+# ---- the decoded cache
+
+
+def test_a_damaged_cache_is_made_anew(places):
+    made = []
+
+    def build():
+        made.append(1)
+        return {"a": np.arange(1000)}
+
+    data._decoded("thing", build)
+    [path] = places[1].rglob("thing.npz")
+    assert (data._decoded("thing", build)["a"] == np.arange(1000)).all() and len(made) == 1
+    for damaged in (path.read_bytes()[:-30], path.read_bytes()[:2000] + b"x" + path.read_bytes()[2001:], b""):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged.*made anew"):
+            assert (data._decoded("thing", build)["a"] == np.arange(1000)).all()
+    assert len(made) == 4 and not leftovers(places[1])
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def cut(file, **_):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", cut)
+    with pytest.raises(KeyboardInterrupt):
+        data._save(tmp_path / "a.npz", {"a": np.arange(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_cache_it_still_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_NB_CACHE", str(put(tmp_path, "a_file", b"")))
+    with pytest.warns(UserWarning, match="Set SSL_NB_CACHE"):
+        assert data._decoded("thing", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
+# ---- JPEG streams
+
+
+def jpeg_file(folder, n=5, **change):
+    from torchvision.io import encode_jpeg
+
+    streams = [encode_jpeg(torch.full((3, 32, 32), 20 * i).byte(), quality=95).numpy() for i in range(n)]
+    arrays = dict(jpeg=np.concatenate(streams), offsets=np.cumsum([0] + [len(s) for s in streams]),
+                  labels=np.arange(n, dtype=np.uint8)) | change  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "some.npz", **arrays)
+    return folder / "some.npz"
+
+
+def test_jpeg_streams_decode_in_order(tmp_path):
+    images, labels = data._jpeg_arrays(jpeg_file(tmp_path))
+    assert images.shape == (5, 3, 32, 32) and labels.tolist() == [0, 1, 2, 3, 4]
+    assert np.abs(images.mean((1, 2, 3)) - 20 * np.arange(5)).max() < 2
+
+
+@pytest.mark.parametrize("change, word", [
+    (dict(offsets=np.array([0, 5, 3, 9, 9, 9])), "offsets"), (dict(offsets=np.array([0, 1])), "offsets"),
+    (dict(labels=np.arange(4)), "offsets"), (dict(jpeg=np.zeros(3175, np.uint8)), "offsets|does not decode"),
+])  # fmt: skip
+def test_malformed_streams_are_refused(tmp_path, change, word):
+    with pytest.raises(ValueError, match=word):
+        data._jpeg_arrays(jpeg_file(tmp_path, **change))
+
+
+# ---- the user's own
+
+
+def write_image(path, level, size=(40, 60), grey=False):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size if grey else (*size, 3), level, np.uint8)).save(path)
+
+
+def test_a_folder_of_classes(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / "cats" / f"{i}.png", 10)
+        write_image(tmp_path / "ants" / "deep" / f"{i}.jpg", 200, grey=True)
+    (tmp_path / "cats" / "notes.txt").write_text("no image")
+    found = load(tmp_path, size=16)
+    assert found.spec.classes == ("ants", "cats") and found.spec.shape == (3, 16, 16)
+    assert len(found.train) == 8 and torch.bincount(found.test.labels).tolist() == [1, 1]
+    assert (found.train.images[found.train.labels == 1] == 10).all()
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
+    assert load(str(tmp_path), size=8, channels=1).spec.shape == (1, 8, 8)
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    for part, level in (("train", 30), ("test", 90)):
+        for name in ("a", "b"):
+            write_image(tmp_path / part / name / "1.png", level)
+    found = load(tmp_path, size=8)
+    assert (found.train.images == 30).all() and (found.test.images == 90).all() and len(found.test) == 2
+    write_image(tmp_path / "test" / "c" / "1.png", 0)
+    with pytest.raises(ValueError, match="that train/ has not: c"):
+        load(tmp_path)
+
+
+def test_images_without_classes(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / f"{i}.png", i)
+    found = load(tmp_path, size=8, test_fraction=0.4)
+    assert found.spec.classes == ("unlabelled",) and (len(found.train), len(found.test)) == (3, 2)
+
+
+def test_the_middle_is_cut_out_and_sides_keep_their_ratio(tmp_path):
+    from PIL import Image
+
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 20:40] = 255
+    (tmp_path / "a").mkdir()
+    for i in range(5):
+        Image.fromarray(wide).save(tmp_path / "a" / f"{i}.png")
+    assert load(tmp_path, size=20, channels=1).train.images.min() == 255
+
+
+def test_faults_in_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        load(tmp_path)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match="no train/"):
+        load(tmp_path)
+    write_image(tmp_path / "own" / "a" / "1.png", 0)
+    put(tmp_path / "own" / "a", "2.png", (tmp_path / "own" / "a" / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="2.png .*does not decode"):
+        load(tmp_path / "own")
+    with pytest.raises(ValueError, match="channels must be 1 or 3"):
+        load(tmp_path / "own", channels=2)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def test_an_npz_with_everything(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    found = load(save(tmp_path / "own.npz", images=images, labels=np.arange(6) % 2, test_images=images[:2],
+                      test_labels=np.array([1, 0]), angle=np.arange(6.0), test_angle=np.ones(2),
+                      classes=np.array(["no", "yes"])))  # fmt: skip
+    assert found.spec.name == "own" and found.spec.classes == ("no", "yes") and found.spec.shape == (3, 8, 8)
+    assert (found.train.images.permute(0, 2, 3, 1).numpy() == images).all()
+    assert found.train.get("angle").tolist() == list(range(6)) and found.test.get("angle").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("shape, expected", [((9, 8, 8), (1, 8, 8)), ((9, 1, 8, 8), (1, 8, 8)), ((9, 3, 8, 8), (3, 8, 8)),
+                                             ((9, 8, 8, 1), (1, 8, 8))])  # fmt: skip
+def test_an_npz_of_images_alone(tmp_path, shape, expected):
+    found = load(save(tmp_path / "own.npz", images=np.zeros(shape, np.uint8)))
+    assert found.spec.shape == expected and found.spec.classes == ("unlabelled",) and len(found.test) == 2
+
+
+@pytest.mark.parametrize("arrays, word", [
+    (dict(labels=np.zeros(3)), "no array 'images'"),
+    (dict(images=np.zeros((3, 8, 8), np.float32)), "not uint8: save"),
+    (dict(images=np.zeros((3, 8, 8, 4), np.uint8)), "have shape"),
+    (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(3)), "not integers"),
+    (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int)), "2 rows of 'labels'"),
+    (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3), classes=np.array(["a"])), "for 1 classes"),
+    (dict(images=np.zeros((3, 8, 8), np.uint8), words=np.array(["a", "b", "c"])), "can't convert|words"),
+    (dict(images=np.array([{}])), "no .npz of plain arrays"),
+])  # fmt: skip
+def test_malformed_npz_is_refused(tmp_path, arrays, word):
+    with pytest.raises(ValueError, match=word):
+        load(save(tmp_path / "own.npz", **arrays))
+
+
+def test_a_truncated_or_missing_npz(tmp_path):
+    path = save(tmp_path / "own.npz", images=np.zeros((9, 8, 8), np.uint8))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="own.npz .*truncated"):
+        load(path)
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match="no .npz of plain arrays"):
+        load(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load(path)
+
+
+# ---- the real ones
+
+
+@needs("mnist")
+def test_real_mnist():
+    found = load("mnist", download=False)
+    assert (len(found.train), len(found.test)) == (60000, 10000)
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
+    assert torch.bincount(found.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@needs("fashion_mnist_sprite")
+def test_real_sprite():
+    found = load("fashion_mnist_sprite")
+    assert torch.bincount(found.train.labels).tolist() == [72] * 10
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
+
+
+@needs("cifar10_jpeg")
+def test_real_jpeg_files(places, monkeypatch):
+    monkeypatch.setenv("SSL_NB_DATA", real)
+    file = data._FILES["cifar10_jpeg"][-1]
+    images, labels = data._jpeg_arrays(data._checked(data._find(file, "cifar10_jpeg", False), file))
+    assert images.shape == (10000, 3, 32, 32) and np.bincount(labels).tolist() == [1000] * 10
+
+
+@pytest.mark.slow
+@needs("cifar10_jpeg")
+def test_real_cifar10_jpeg(places, monkeypatch):
+    monkeypatch.setenv("SSL_NB_DATA", real)
+    found = load("cifar10_jpeg")
+    assert (len(found.train), len(found.test)) == (50000, 10000) and "not comparable" in found.spec.notes
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
+    monkeypatch.setenv("SSL_NB_DATA", "")
+    assert torch.equal(load("cifar10_jpeg").test.images, found.test.images)  # from the cache
