@@ -5,5 +5,17 @@ __all__ = []
 
 # %% ../nbs/index.ipynb #b4b2132b
 __version__ = "0.1.0"
-def __getattr__(name): 
-    raise AttributeError(name)
+
+_PARTS = ("batch", "data", "encoders", "evaluators", "figures", "methods", "objectives", "reproduce", "scenes", "training", "views")
+
+
+def __getattr__(name):
+    if name in _PARTS:
+        from importlib import import_module
+
+        return import_module(f"ssl_nb.{name}")
+    raise AttributeError(f"module 'ssl_nb' has no attribute {name!r}; its parts: {', '.join(_PARTS)}")
+
+
+def __dir__():
+    return ["__version__", *_PARTS]

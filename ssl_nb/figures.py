@@ -21,8 +21,8 @@ def _as_batch(images, limits):
     if images.dtype == torch.uint8: return images.float() / 255
     images, (low, high) = images.float(), limits or (0.0, 1.0)
     if limits is None and not bool(((images >= -1e-3) & (images <= 1 + 1e-3)).all()):
-        raise ValueError(f"image_grid wants floats in [0, 1]; these lie in [{images.min():.3g}, {images.max():.3g}]. "
-                         "Undo the normalisation, or give limits=(black, white).")
+        raise ValueError(f"image_grid wants floats in [0, 1]; these lie in [{images.min():.3g}, "
+                         f"{images.max():.3g}]. Undo the normalisation, or give limits=(black, white).")
     return ((images - low) / (high - low)).clamp(0, 1)
 
 # %% ../nbs/core/01_figures.ipynb #be1c07da
@@ -52,45 +52,46 @@ def image_grid(
     row_titles=None,  # a text to the left of each row
     colours=None,  # n colours: a frame around each image; an integer takes that colour of PALETTE
     boxes=None,  # (n, 4) or (n, k, 4): x0, y0, x1, y1 in pixels, from the top left corner of the image
-    limits: tuple[float, float] | None = None,  # floats: value shown black, value shown white; outside is clipped
+    limits: tuple[float, float] | None = None,  # floats: shown black, shown white; clipped outside
     inches: float = 0.9,  # width of one image on the page
 ):
-    """A batch as one matplotlib `Figure`. As the last value of a notebook cell it shows itself; elsewhere `savefig`.
+    """A batch as one matplotlib `Figure`: the last value of a cell shows itself, elsewhere `savefig` it.
 
-    Raises ValueError for other shapes, for floats outside [0, 1] without `limits`, and for titles, colours or boxes
-    that are not one for each image."""
+    Raises ValueError for other shapes, for floats outside [0, 1] without `limits`, and for titles, colours or
+    boxes that are not one for each image."""
     import matplotlib.pyplot as plt
     images = _as_batch(images, limits)
     n, _, h, w = images.shape
     for name, given in (("titles", titles), ("colours", colours), ("boxes", boxes)):
         if given is not None and len(given) != n:
             raise ValueError(f"image_grid got {len(given)} {name} for {n} images; give one for each.")
-    columns = max(1, min(columns, n))
-    rows, pixels = -(-n // columns), w / inches  # image pixels in an inch of page
-    lines = max((str(t).count("\n") + 1 for t in titles), default=1) if titles is not None else 0
-    gap = max(1, round(w / 16))
-    below = gap + round(lines * 0.155 * pixels)
-    canvas = _canvas(images, columns, (below, gap))
+    columns, pixels = max(1, min(columns, n)), w / inches  # image pixels in an inch of page
+    lines = max(str(t).count("\n") + 1 for t in titles) if titles is not None else 0
+    right = max(1, round(w / 16))
+    below = right + round(lines * 0.155 * pixels)
+    canvas = _canvas(images, columns, (below, right))
     fig = plt.figure(figsize=(canvas.shape[1] / pixels, canvas.shape[0] / pixels), dpi=80)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(canvas.expand(-1, -1, 3).numpy(), interpolation="nearest")
     ax.set_axis_off()
-    corners = [(i % columns * (w + gap) - 0.5, i // columns * (h + below) - 0.5) for i in range(n)]  # (left, top)
-    for i, (left, top) in enumerate(corners):
+    for i in range(n):
+        left, top = i % columns * (w + right) - 0.5, i // columns * (h + below) - 0.5
         if titles is not None:
             ax.text(left + w / 2, top - 0.03 * pixels, str(titles[i]), ha="center", va="bottom", fontsize=8)
-        if colours is not None:
-            _rectangle(ax, left, top, left + w, top + h, colours[i], 2.5)
-        for j, (x0, y0, x1, y1) in enumerate([] if boxes is None else torch.as_tensor(boxes[i]).reshape(-1, 4).tolist()):
-            _rectangle(ax, left + x0, top + y0, left + x1, top + y1, 1 + j, 1.5)
-    for row in range(rows if row_titles is not None else 0):
-        ax.text(-1.5 - 0.04 * pixels, row * (h + below) + h / 2, str(row_titles[row]), ha="right", va="center", fontsize=8)
-    plt.close(fig)  # or the notebook would show it twice: once as pyplot's open figure, once as the cell's value
+        if colours is not None: _rectangle(ax, left, top, (0, 0, w, h), colours[i], 2.5)
+        if boxes is not None:
+            for j, box in enumerate(torch.as_tensor(boxes[i]).reshape(-1, 4).tolist()):
+                _rectangle(ax, left, top, box, 1 + j, 1.5)
+    for row, title in enumerate(row_titles if row_titles is not None else ()):
+        middle = row * (h + below) + h / 2
+        ax.text(-1.5 - 0.04 * pixels, middle, str(title), ha="right", va="center", fontsize=8)
+    plt.close(fig)  # or a notebook shows it twice: as pyplot's open figure and as the cell's value
     return fig
 
 
-def _rectangle(ax, x0, y0, x1, y1, colour, width):
+def _rectangle(ax, left, top, box, colour, width):
     from matplotlib.patches import Rectangle
-    if isinstance(colour, str) or not hasattr(colour, "__index__"): edge = colour
-    else: edge = PALETTE[int(colour) % len(PALETTE)]
-    ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, clip_on=False))
+    x0, y0, x1, y1 = box
+    if hasattr(colour, "__index__"): colour = PALETTE[int(colour) % len(PALETTE)]
+    ax.add_patch(Rectangle((left + x0, top + y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour,
+                           linewidth=width, clip_on=False))

@@ -144,16 +144,18 @@ img { max-width: 100%; height: auto; display: block; margin: .8rem 0 }
 pre { background: #f6f7f8; border-radius: 4px; padding: .6rem .8rem; overflow-x: auto; line-height: 1.4;
       font-size: .82rem; margin: .4rem 0 } code { font-family: ui-monospace, monospace; font-size: .9em }
 pre.error { border-left: 4px solid #d55e00 }
-table { border-collapse: collapse; border: 0; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; border: 0; font-size: .9rem; margin: .8rem 0;
+        font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid #e3e5e8; text-align: left;
          vertical-align: top }
-th { font-weight: 600; border-bottom: 2px solid #c4c8cc } .wide { overflow-x: auto }
+th { font-weight: 600 } thead th { border-bottom: 2px solid #c4c8cc } .wide { overflow-x: auto }
 details { margin: .3rem 0 } summary { cursor: pointer; color: #5c6670; font-size: .85rem }
 details.code > summary { list-style: none; opacity: .75 }
 details.code > summary::before { content: "\\25B8\\00a0" }
 details.code[open] > summary::before { content: "\\25BE\\00a0" } .quiet { color: #5c6670; font-size: .9rem }
 .exact { white-space: nowrap }
-math { font: 1.05em "STIX Two Math", "Cambria Math", "Latin Modern Math", "Libertinus Math", math }
+math { font: 1.05em "STIX Two Math", "Cambria Math", "Latin Modern Math", "Libertinus Math",
+       "DejaVu Math TeX Gyre", "STIX Math", "XITS Math", "Noto Sans Math", math }
 math[display=block] { margin: 1rem 0; overflow-x: auto }
 button { font: inherit; font-size: .85rem; border: 1px solid #c4c8cc; border-radius: 4px; background: #fff;
          padding: .15rem .7rem; cursor: pointer; color: #222 }

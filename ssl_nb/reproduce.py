@@ -202,7 +202,7 @@ def _results_html(results):
         f'<td class="exact">{_gap(r)}</td>'
         f"<td>{escape(r['protocol'])}</td>"
         f"<td class=\"verdict {r['verdict'].split()[0]}\">{r['verdict']}</td></tr>" for r in results)
-    return f"<table>{head}{rows}</table>"
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 def _device():
     "The accelerator that the kernel has used, if any."
@@ -252,7 +252,7 @@ class Parameter:
 class Reproduction:
     "A notebook that can be run: what it asks, what it takes, what can be set."
     name: str
-    path: Path
+    path: Path = field(repr=False)
     title: str
     question: str  # the first sentence under the title
     takes: str  # "Run time: ..." under the title
@@ -287,7 +287,7 @@ def _about(text):
     title = re.search(r"^#\s+(.+)", text, re.M)
     takes = re.search(r"^\W*(?:run time|runs in|takes)\b\W*(.+?)[\s*_.]*$", text, re.M | re.I)
     for found in filter(None, (title, takes)): text = text.replace(found[0], "\n")
-    first = re.sub(r"\s+", " ", text.strip().split("\n\n")[0])
+    first = re.sub(r"\s+", " ", re.sub(r"^\s*>", "", text.strip().split("\n\n")[0], flags=re.M)).strip()
     first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", first).replace("*", "")
     question = re.split(r"(?<=[.?!])\s", first)[0]
     return title[1].strip() if title else "", question, takes[1].strip() if takes else ""
@@ -564,7 +564,9 @@ def _kernel(partial, lock):
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
-    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISABLE": "1",
+    # PASSIVE: threads that wait sleep. Spinning, they would take the cores from whom they wait for on a busy machine
+    # (measured at load 3: a training step of 650 ms became one of 190).
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISABLE": "1",
            "OMP_NUM_THREADS": str(_threads())}
 
     class ThisPython(KernelSpecManager):

@@ -22,8 +22,8 @@ from torch import Tensor
 from .data import Data, Spec, Split, digits, moments
 
 # %% ../nbs/core/03_scenes.ipynb #d3966de7
-TRAIN_PHOTOGRAPHS = ("china.jpg", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "grass.png",
-                     "brick.png", "hubble_deep_field.jpg", "camera.png", "coins.png", "ihc.png")
+TRAIN_PHOTOGRAPHS = ("china.jpg", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
+                     "grass.png", "brick.png", "hubble_deep_field.jpg", "camera.png", "coins.png", "ihc.png")
 TEST_PHOTOGRAPHS = ("flower.jpg", "chelsea.png", "gravel.png", "retina.jpg", "moon.png")
 PHOTOGRAPHS = TRAIN_PHOTOGRAPHS + TEST_PHOTOGRAPHS  # what the field `background` counts
 
@@ -31,13 +31,14 @@ PHOTOGRAPHS = TRAIN_PHOTOGRAPHS + TEST_PHOTOGRAPHS  # what the field `background
 def _photograph(name: str, channels: int):
     "A photograph as a PIL image, from the folder of the package that it comes with."
     from PIL import Image
-    sklearn = name in ("china.jpg", "flower.jpg")
-    package, folder = ("sklearn", "datasets/images") if sklearn else ("skimage", "data")
+    own = name in ("china.jpg", "flower.jpg")
+    package, folder = ("sklearn", "datasets/images") if own else ("skimage", "data")
     found = importlib.util.find_spec(package)  # imports nothing
     path = Path(found.submodule_search_locations[0]) / folder / name if found else Path(package)
     if not path.is_file():
-        raise FileNotFoundError(f"the photograph {name} is not where {'scikit-learn' if sklearn else 'scikit-image'} keeps "
-                                f"it ({path}); install that package anew.")
+        owner = "scikit-learn" if own else "scikit-image"
+        raise FileNotFoundError(f"the photograph {name} is not where {owner} keeps it ({path}); "
+                                "install that package anew.")
     with Image.open(path) as image: return image.convert("RGB" if channels == 3 else "L")
 
 # %% ../nbs/core/03_scenes.ipynb #0c9c6760
@@ -60,10 +61,11 @@ def bank(
     for name in TRAIN_PHOTOGRAPHS if part == "train" else TEST_PHOTOGRAPHS:
         image = _photograph(name, channels)
         for zoom in (2, 4):
-            ratio = zoom * size / min(image.size)
-            small = image.resize([max(zoom * size, round(side * ratio)) for side in image.size], Image.Resampling.BICUBIC)
-            pixels = torch.from_numpy(np.array(small)).view(small.height, small.width, channels).permute(2, 0, 1)
-            cut = pixels.unfold(1, 2 * size, 2 * size).unfold(2, 2 * size, 2 * size)  # (c, rows, columns, 2S, 2S)
+            ratio, side = zoom * size / min(image.size), 2 * size
+            shape = [max(zoom * size, round(length * ratio)) for length in image.size]
+            pixels = np.array(image.resize(shape, Image.Resampling.BICUBIC))
+            pixels = torch.from_numpy(pixels).view(*shape[::-1], channels).permute(2, 0, 1)
+            cut = pixels.unfold(1, side, side).unfold(2, side, side)  # (c, rows, columns, 2S, 2S)
             tiles.append(cut.flatten(1, 2).transpose(0, 1))
             photograph += [PHOTOGRAPHS.index(name)] * len(tiles[-1])
     windows = torch.cat(tiles).to(device).unfold(2, size, 1).unfold(3, size, 1)
@@ -125,14 +127,17 @@ class Knobs:
     growth: float = 0.03  # most that it grows or shrinks, as a share of its scale
 
     def __post_init__(self):
-        object.__setattr__(self, "styles", (self.styles,) if isinstance(self.styles, str) else tuple(self.styles))
-        object.__setattr__(self, "scale", tuple(self.scale) if isinstance(self.scale, Sequence) else (self.scale,) * 2)
+        styles, scale = self.styles, self.scale
+        object.__setattr__(self, "styles", (styles,) if isinstance(styles, str) else tuple(styles))
+        object.__setattr__(self, "scale", tuple(scale) if isinstance(scale, Sequence) else (scale,) * 2)
+        rising = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1.5
         wanted = {
             "size": (self.size >= 8, "at least 8 pixels"), "channels": (self.channels in (1, 3), "1 or 3"),
             "frames": (self.frames >= 1, "at least 1"), "position": (0 <= self.position <= 1, "from 0 to 1"),
             "styles": (self.styles and set(self.styles) <= set(STYLES), f"some of {', '.join(STYLES)}"),
-            "angle": (self.angle >= 0, "0 or more degrees"), "contrast": (0 <= self.contrast <= 1, "from 0 to 1"),
-            "scale": (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1.5, "(low, high), 0 < low <= high <= 1.5"),
+            "angle": (self.angle >= 0, "0 or more degrees"),
+            "contrast": (0 <= self.contrast <= 1, "from 0 to 1"),
+            "scale": (rising, "(low, high) with 0 < low <= high <= 1.5"),
             "speed": (self.speed >= 0, "0 or more"), "spin": (self.spin >= 0, "0 or more degrees"),
             "growth": (0 <= self.growth < 1, "from 0 to below 1")}
         for name, (fits, wish) in wanted.items():
@@ -142,18 +147,19 @@ class Knobs:
 def _draw(n: int, k: int, generator: torch.Generator | None, device) -> dict[str, Tensor]:
     "Uniform numbers in [0, 1) for every factor of n scenes with k objects."
     places = math.ceil(math.sqrt(k)) ** 2
-    widths = dict(background=3, cell=places, position=2 * k, angle=k, scale=k, style=k, colour=3 * k, texture=3 * k, motion=4 * k)
+    each = dict(position=2, angle=1, scale=1, style=1, colour=3, texture=3, motion=4)  # numbers for an object
+    widths = dict(background=3, cell=places) | {name: width * k for name, width in each.items()}
     source = generator.device if generator is not None else device
     columns = torch.rand(n, sum(widths.values()), generator=generator, device=source).to(device)
     parts = dict(zip(widths, columns.split(list(widths.values()), 1)))
-    return {name: part if name in ("background", "cell") else part.view(n, k, -1) for name, part in parts.items()}
+    return {name: part.view(n, k, -1) if name in each else part for name, part in parts.items()}
 
 # %% ../nbs/core/03_scenes.ipynb #6eca7350
 def _reach(
     glyphs: Tensor,  # uint8 (n, k, 8, 8)
     centre: Tensor,  # (n, k, 2)
     angle: Tensor,  # degrees (n, t, k)
-) -> Tensor:  # (n, t, k, 2): half width and half height that surely hold the turned digit, in pixels of the digit
+) -> Tensor:  # (n, t, k, 2): half width and half height that hold the turned digit, in pixels of the digit
     at = torch.arange(8, device=glyphs.device) + 0.5
     dx, dy = at - centre[..., 0, None], (at - centre[..., 1, None])  # (n, k, 8) each
     ink = glyphs[:, None] >= 48
@@ -211,7 +217,8 @@ def _truth(u, glyphs: Tensor, centre: Tensor, knobs: Knobs, near=None) -> dict[s
     style = torch.tensor([STYLES.index(s) for s in knobs.styles], device=glyphs.device)[style.long()]
     way, pace, spin, growth = u["motion"].unbind(-1)
     way = 2 * math.pi * way
-    velocity = torch.stack([way.cos(), way.sin()], -1) * ((0.5 + 0.5 * pace) * knobs.speed * knobs.size)[..., None]
+    pace = (0.5 + 0.5 * pace) * knobs.speed * knobs.size
+    velocity = torch.stack([way.cos() * pace, way.sin() * pace], -1)
     spin, growth = (2 * spin - 1) * knobs.spin, 1 + (2 * growth - 1) * knobs.growth
     frames = knobs.frames + 1 if knobs.frames > 1 else 1  # one more, to know where the last one goes
     time = torch.arange(frames, device=glyphs.device).view(-1, 1)
@@ -219,8 +226,8 @@ def _truth(u, glyphs: Tensor, centre: Tensor, knobs: Knobs, near=None) -> dict[s
     scale = (low + (high - low) * u["scale"][:, None, :, 0]) * crowd * growth[:, None] ** time
     reach = (_reach(glyphs, centre, angle) * (scale * knobs.size / 8)[..., None]).amax(1)
     position = _move(_place(u, reach, knobs, near), velocity, reach, knobs.size, frames)
-    return dict(position=position, scale=scale, angle=angle, style=style, colour=_colour(u["colour"], style, knobs.channels),
-                spin=spin, growth=growth)
+    return dict(position=position, scale=scale, angle=angle, spin=spin, growth=growth, style=style,
+                colour=_colour(u["colour"], style, knobs.channels))
 
 # %% ../nbs/core/03_scenes.ipynb #80f19547
 def _sample(
@@ -238,9 +245,10 @@ def _sample(
     shift = (centre[:, None, ..., None] - 4) / (_CELLS / 2) - turn @ (2 * position / size - 1)[..., None]
     axis = (torch.arange(size, device=maps.device) + 0.5) * (2 / size) - 1
     plane = torch.stack([axis.repeat(size), axis.repeat_interleave(size), torch.ones_like(axis).repeat(size)])
-    grid = (torch.cat([turn, shift], -1).view(-1, 3) @ plane).view(n * t * k, 2, size, size).permute(0, 2, 3, 1)
-    seen = maps[:, None].expand(n, t, k, *maps.shape[2:]).reshape(n * t * k, *maps.shape[2:])
-    return F.grid_sample(seen, grid, align_corners=False).view(n, t, k, 2, size, size)
+    grid = (torch.cat([turn, shift], -1).view(-1, 3) @ plane).view(n * t * k, 2, size, size)
+    seen = maps[:, None].expand(n, t, *maps.shape[1:]).reshape(n * t * k, *maps.shape[2:])
+    seen = F.grid_sample(seen, grid.permute(0, 2, 3, 1), align_corners=False)
+    return seen.view(n, t, k, 2, size, size)
 
 # %% ../nbs/core/03_scenes.ipynb #2f75123d
 def _paint(u, truth, sampled: Tensor, where: Bank, knobs: Knobs) -> tuple[Tensor, Tensor]:
@@ -250,9 +258,10 @@ def _paint(u, truth, sampled: Tensor, where: Bank, knobs: Knobs) -> tuple[Tensor
     def beyond(edge): return (0.5 + (ink - edge) * sharp).clamp_(0, 1)
     cover = beyond(_EDGE)
     alpha = _in_style("outline", cover, lambda: beyond(0.25) * (1 - beyond(0.6)), truth["style"], knobs)
-    canvas = (0.45 + knobs.contrast * (_cut(where, u["background"]) - 0.5))[:, None]
+    behind = _cut(where, u["background"]) - 0.5
+    canvas = (0.45 + 0.9 * knobs.contrast * behind)[:, None]  # up to 0.9, so that ink may be lighter
     shadow = (0.65 * halo).clamp_(max=0.5)
-    shade = (truth["style"] == STYLES.index("inverted")).float()  # light around dark ink, dark around light ink
+    shade = (truth["style"] == STYLES.index("inverted")).float()  # light around dark ink, and vice versa
     for i in reversed(range(ink.shape[2])):
         colour = truth["colour"][:, i, :, None, None]
         style = truth["style"][:, i]
@@ -283,7 +292,7 @@ def _boxes(masks: Tensor) -> Tensor:
 
 
 def _instances(masks: Tensor) -> Tensor:
-    "Which object is seen at each pixel, uint8 (n, t, h, w), from masks (n, t, k, h, w): 0 none, i + 1 object i."
+    "Which object each pixel shows, uint8 (n, t, h, w), from masks (n, t, k, h, w): 0 none, i + 1 object i."
     seen = torch.zeros_like(masks[:, :, 0], dtype=torch.uint8)
     for i in reversed(range(masks.shape[2])): seen = torch.where(masks[:, :, i], i + 1, seen).to(torch.uint8)
     return seen
@@ -297,11 +306,12 @@ def compose(
 ) -> dict[str, Tensor]:
     """A scene for each row of digits: `images` (n, [t,] c, size, size) in [0, 1], and its ground truths.
 
-    position (n, [t, k,] 2) centroid of the mask in pixels; scale and angle (n, [t, k]) in sides of the image and in degrees;
-    style (n, [k]) as index into STYLES; colour (n, [k,] c); boxes (n, [t, k,] 4) as x0, y0, x1, y1;
-    masks bool (n, [t, k,] size, size), hidden parts included; instances uint8 (n, [t,] size, size): 0 background, i + 1
-    where object i is seen; background (n,) as index into PHOTOGRAPHS. With frames: velocity (n, t, [k,] 2) in pixels to the
-    next frame, spin in degrees and growth as a factor (n, [k]) from frame to frame."""
+    position (n, [t, k,] 2): centroid of the mask, in pixels; scale (n, [t, k]) in sides of the image; angle
+    (n, [t, k]) in degrees; style (n, [k]): index into STYLES; colour (n, [k,] c); boxes (n, [t, k,] 4) as
+    x0, y0, x1, y1; masks bool (n, [t, k,] size, size), hidden parts included; instances uint8
+    (n, [t,] size, size): 0 background, i + 1 where object i is seen; background (n,): index into PHOTOGRAPHS.
+    With frames also velocity (n, t, [k,] 2) in pixels to the next frame, and from frame to frame spin (n,
+    [k]) in degrees and growth (n, [k]) as a factor."""
     _check_glyphs(glyphs)
     where = bank(part, knobs.size, knobs.channels, str(glyphs.device))
     maps, centre = _enlarge(glyphs, knobs.size)
@@ -311,8 +321,8 @@ def compose(
     masks = cover > 0.5
     path = truth["position"]
     t = knobs.frames
-    scene = dict(images=images, instances=_instances(masks), position=path[:, :t], scale=truth["scale"][:, :t],
-                 angle=truth["angle"][:, :t], boxes=_boxes(masks), masks=masks)
+    scene = dict(images=images, instances=_instances(masks), masks=masks, boxes=_boxes(masks),
+                 position=path[:, :t], scale=truth["scale"][:, :t], angle=truth["angle"][:, :t])
     still = dict(style=truth["style"], colour=truth["colour"])
     if t > 1:
         scene["velocity"] = path[:, 1:] - path[:, :-1]
@@ -348,7 +358,7 @@ def load_scenes(
     n_train: int = 4000,
     n_test: int = 2000,
 ) -> Data:
-    "Scenes of `compose` as `Data`, the same for the same seed. For the knobs see `Knobs`, for the fields `compose`."
+    "Scenes of `compose` as `Data`, the same for the same seed; the knobs are those of `Knobs`."
     knobs = Knobs(size, channels, frames, styles, position, angle, scale, contrast, speed, spin, growth)
     for name, value in (("objects", objects), ("n_train", n_train), ("n_test", n_test)):
         if value < 1: raise ValueError(f"scenes want {name} of at least 1, got {value}.")
@@ -357,8 +367,8 @@ def load_scenes(
     test = _scene_split(source.test, n_test, objects, knobs, "test", 2 * seed + 1)
     mean, std = moments(train.images)
     spec = Spec("scenes", (channels, size, size), source.spec.classes, mean, std,
-                licence="digits CC BY 4.0; photographs CC0 or public domain, china.jpg and flower.jpg CC BY 2.0",
-                source="digits of scikit-learn over photographs of scikit-learn and scikit-image, composed here",
+                licence="digits CC BY 4.0; photographs: see data/README.md",
+                source="digits and photographs of scikit-learn and scikit-image, composed here",
                 notes="test: other digits over other photographs")
     return Data(spec, train, test)
 
@@ -377,15 +387,19 @@ def _scene_split(source: Split, n: int, objects: int, knobs: Knobs, part: str, s
     if knobs.frames > 1: table["clip"], images = images, images[:, 0].clone()
     labels = source.labels[chosen]
     one = (lambda x: x[:, 0]) if objects == 1 else (lambda x: x)
-    known = {"class": one(labels), "digit": one(source.get("digit")[chosen]), "glyph": source.images[chosen, 0]}
+    known = {"class": one(labels), "digit": one(source.get("digit")[chosen])}
+    known["glyph"] = source.images[chosen, 0]
     return Split(images, labels[:, 0].clone(), known | table)
 
 # %% ../nbs/core/03_scenes.ipynb #8f322e82
-class SceneViews:
-    """Draw each digit into new scenes: `views(glyphs, generator)` gives a list of float batches (n, c, size, size) in [0, 1].
+_WITH = {"position": ("cell",), "style": ("texture",)}  # whose chance belongs to which factor
 
-    `glyphs` is uint8 (n, objects, 8, 8), on any device: the field 'glyph' of `load('scenes')`. The other knobs are those of
-    `Knobs`. Raises ValueError for an unknown knob or factor."""
+
+class SceneViews:
+    """Draw each digit into new scenes: `views(glyphs, generator)` lists batches (n, c, size, size) in [0, 1].
+
+    `glyphs` is uint8 (n, objects, 8, 8), on any device: the field 'glyph' of `load('scenes')`. Other knobs
+    are those of `Knobs`. Raises ValueError for an unknown knob or factor."""
     reads = "glyph"  # the field of a split that a training loop gives to it
 
     def __init__(self, size: int = 24, channels: int = 1, views: int = 2,
@@ -394,18 +408,20 @@ class SceneViews:
                  **knobs):
         allowed = [f.name for f in fields(Knobs) if f.name != "frames"]
         for name in knobs:
-            if name not in allowed: raise ValueError(f"SceneViews has no knob {name!r}; it has {', '.join(allowed)}.")
+            if name not in allowed:
+                raise ValueError(f"SceneViews has no knob {name!r}; it has {', '.join(allowed)}.")
         self.shared = (shared,) if isinstance(shared, str) else tuple(shared)
         for name in self.shared:
-            if name not in FACTORS: raise ValueError(f"views cannot share {name!r}; the factors are {', '.join(FACTORS)}.")
+            if name not in FACTORS:
+                raise ValueError(f"views cannot share {name!r}; the factors are {', '.join(FACTORS)}.")
         if views < 1: raise ValueError(f"SceneViews wants at least 1 view, got {views}.")
         self.knobs, self.views, self.part = Knobs(size=size, channels=channels, **knobs), views, part
 
     def __call__(self, glyphs: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         return [images for images, _ in self.with_truth(glyphs, generator)]
 
-    def with_truth(self, glyphs: Tensor, generator: torch.Generator | None = None) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        "For each view, its images and the truth: position (n, k, 2), scale, angle, style (n, k), colour (n, k, c)."
+    def with_truth(self, glyphs: Tensor, generator: torch.Generator | None = None) -> list[tuple]:
+        "For each view, images and truth: position (n, k, 2), scale, angle, style (n, k), colour (n, k, c)."
         _check_glyphs(glyphs)
         knobs = self.knobs
         where = bank(self.part, knobs.size, knobs.channels, str(glyphs.device))
@@ -415,7 +431,7 @@ class SceneViews:
             u = _draw(len(glyphs), glyphs.shape[1], generator, glyphs.device)
             if first is None: first = u
             for name in self.shared:
-                for part in {"position": ("position", "cell"), "style": ("style", "texture")}.get(name, (name,)): u[part] = first[part]
+                for part in (name, *_WITH.get(name, ())): u[part] = first[part]
             truth = _truth(u, glyphs, centre, knobs, near)
             if "position" in self.shared: near = truth["position"][:, 0]
             images, _ = _paint(u, truth, _sample(maps, centre, truth, knobs.size, 1), where, knobs)

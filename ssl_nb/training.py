@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'make_optimizer', 'History', 'save_checkpoint', 'last_checkpoint', 'load_checkpoint', 'Monitor',
-           'NotFiniteError', 'Trainer', 'fit']
+           'Trainer', 'fit']
 
 # %% ../nbs/core/06_training.ipynb #c158c4ef
 import json
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from .batch import NotFiniteError
 
 # %% ../nbs/core/06_training.ipynb #1ed1fbd0
 def learning_rate(
@@ -177,10 +179,6 @@ class Monitor:
         return {f"knn@{self.k}": float(score), "feature_std": float(feature_std(queries)),
                 "rankme": float(rankme(queries))}
 
-# %% ../nbs/core/06_training.ipynb #359fd2dd
-class NotFiniteError(ArithmeticError):
-    "The loss became NaN or infinite; the message names the step, the parts and the last good checkpoint."
-
 # %% ../nbs/core/06_training.ipynb #56016107
 class Trainer:
     "Trains a method on a split. Steps one at a time, so a widget can drive it as well as `run`."
@@ -326,10 +324,10 @@ class Trainer:
     def _loss(self, views, labels):
         try:
             return self.trained(views, labels)
-        except ValueError:  # objectives refuse embeddings that are not finite: say why they are
+        except NotFiniteError as error:  # an objective refused its embeddings: say where in the run
             self._look()
-            self._refuse_broken_weights()
-            raise
+            row = self.history.rows[-1] if self.history.rows else {"lr": self.lr}
+            raise self._not_finite(f"step {self.step_number + 1}: {error}", row) from None
 
     def _look(self):
         "Bring losses to the host, and stop at the first that is not finite."
@@ -399,8 +397,9 @@ class _Stepped(nn.Module):
         out = method.loss(views, labels) if method.uses_labels else method.loss(views)
         loss, metrics = out.loss, {"loss": out.loss.detach(), **{k: v.detach() for k, v in out.metrics.items()}}
         if "probe" in self.modules_by_name:
-            probe_loss, metrics["online_linear"] = self.modules_by_name["probe"].loss(out.representation.detach(), labels)
-            loss = loss + probe_loss  # the two share no parameter, so neither disturbs the other
+            probe_loss = self.modules_by_name["probe"].loss(out.representation, labels)
+            metrics["probe_loss"] = probe_loss.detach()
+            loss = loss + probe_loss  # the probe detaches features: neither disturbs the other
         return loss, metrics
 
 

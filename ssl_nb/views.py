@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['to_float', 'interpolation_matrix', 'crop_resize', 'adjust_hue', 'color_jitter', 'grayscale', 'gaussian_blur',
-           'solarize', 'affine', 'add_noise', 'erase', 'random_boxes', 'random_erasures', 'Part', 'Crop', 'Jitter',
-           'Grayscale', 'Flip', 'Solarize', 'Blur', 'Affine', 'Noise', 'Erase', 'Views', 'simclr', 'byol', 'dino',
-           'mae', 'names', 'create']
+           'solarize', 'affine', 'add_noise', 'erase', 'random_boxes', 'random_erasures', 'random_jitter', 'Part',
+           'Crop', 'Jitter', 'Grayscale', 'Flip', 'Solarize', 'Blur', 'Affine', 'Noise', 'Erase', 'Views', 'simclr',
+           'byol', 'dino', 'mae', 'names', 'create']
 
 # %% ../nbs/core/04_views.ipynb #5f1187a9
 """Random views of a batch of images: batched tensor code on any device, repeatable from one generator.
@@ -15,7 +15,8 @@ Operations take their parameters as tensors, a row for each image (`crop_resize`
 such parameters at random (`Crop`, `Jitter`, ...). `Views` is a list of parts for each view, `create` a published list."""
 
 # %% ../nbs/core/04_views.ipynb #237b02a2
-import difflib, inspect, math
+import difflib, inspect, math, os, threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -44,6 +45,12 @@ def _cubic(x):
 _FILTERS = {"bilinear": _triangle, "bicubic": _cubic}
 
 # %% ../nbs/core/04_views.ipynb #8c4345c8
+@lru_cache(maxsize=64)
+def _centres(size, device):
+    "Centres of the pixels of a line."
+    return torch.arange(size, device=device) + 0.5
+
+# %% ../nbs/core/04_views.ipynb #4ed6e4d3
 def interpolation_matrix(
     start: Float[Tensor, "n"],  # first pixel of the piece, whole numbers
     length: Float[Tensor, "n"],  # its length in pixels, whole numbers, at least 1
@@ -53,14 +60,12 @@ def interpolation_matrix(
     filter: str = "bilinear",  # or "bicubic"
 ) -> Float[Tensor, "n target source"]:
     "Weights that cut, resize with antialiasing and mirror a line of pixels; each row sums to one."
-    i = torch.arange(target, device=start.device) + 0.5
-    j = torch.arange(source, device=start.device) + 0.5
+    i, j = _centres(target, start.device), _centres(source, start.device)
+    start, end, scale = start[:, None], (start + length)[:, None], (length / target)[:, None]
     if flip is not None: i = torch.where(flip[:, None], target - i, i)
-    scale = (length / target)[:, None]
-    centre, sharpness = start[:, None] + scale * i, 1 / scale.clamp(min=1)
-    inside = (j > start[:, None]) & (j < (start + length)[:, None])
-    weights = _FILTERS[filter]((j * sharpness)[:, None] - (centre * sharpness)[:, :, None])
-    weights = weights.mul_(inside[:, None])
+    sharpness = 1 / scale.clamp(min=1)
+    distance = (j * sharpness)[:, None] - ((start + scale * i) * sharpness)[:, :, None]
+    weights = _FILTERS[filter](distance).mul_(((j > start) & (j < end))[:, None])
     return weights.div_(weights.sum(-1, keepdim=True))
 
 # %% ../nbs/core/04_views.ipynb #c74cab23
@@ -105,15 +110,26 @@ def _luma(channels, device):
     "Weights of the channels in the grey version (ITU-R 601-2)."
     return torch.tensor([0.2989, 0.587, 0.114] if channels == 3 else [1.0], device=device)
 
-def _jitter_slots(brightness, contrast, saturation, order, luma):
-    "Six linear steps, each a pair (n, c, c): a matrix for the pixels, and one for their mean (contrast pulls to its grey)."
+def _jitter_slots(brightness, contrast, saturation, order, channels):
+    """Six linear steps: matrices for the pixels, (n, 6, c, c), and for their mean (contrast pulls to its grey)."""
+    luma = _luma(channels, order.device)
     place = order.argsort(1)  # place[:, k]: when operation k comes
     slot = place[:, :3] + 2 * (place[:, :3] > place[:, 3:])  # 0, 1, 2 before hue; 3, 4, 5 after
     chosen = slot[:, None] == torch.arange(6, device=order.device)[:, None]
     strength = torch.stack([brightness, contrast, saturation], 1) - 1
-    b, k, s = (chosen * strength[:, None]).mT.unflatten(2, (6, 1, 1)).unbind(1)
-    pixels = (1 + b + k + s) * torch.eye(len(luma), device=order.device) - s * luma
-    return zip(pixels.unbind(1), (-k * luma.expand(len(luma), -1)).unbind(1))
+    b, k, s = (chosen * strength[:, None])[..., None, None].unbind(2)
+    pixels = (1 + b + k + s) * torch.eye(channels, device=order.device) - s * luma
+    return pixels, -k * luma.expand(channels, -1)
+
+def _jitter(images, matrices, mean_matrices, hue):
+    n, c, h, w = images.shape
+    pixels = images.reshape(n, c, h * w)
+    for slot, (matrix, mean_matrix) in enumerate(zip(matrices.unbind(1), mean_matrices.unbind(1))):
+        if slot == 3 and hue is not None and c == 3:
+            pixels = adjust_hue(pixels.view(n, c, h, w), hue).view(n, c, h * w)
+        offset = torch.bmm(mean_matrix, pixels.mean(2, keepdim=True))
+        pixels = torch.bmm(matrix, pixels).add_(offset).clamp_(0, 1)
+    return pixels.view(n, c, h, w)
 
 # %% ../nbs/core/04_views.ipynb #2d4f1b15
 def color_jitter(
@@ -127,15 +143,7 @@ def color_jitter(
     """Four colour operations, each image in its own order, clamped to [0, 1] after each, as torchvision's `ColorJitter`.
 
     Linear operations are one matrix per image and step; hue is exact."""
-    n, c, h, w = images.shape
-    pixels = images.reshape(n, c, h * w)
-    slots = _jitter_slots(brightness, contrast, saturation, order, _luma(c, images.device))
-    for k, (matrix, mean_matrix) in enumerate(slots):
-        if k == 3 and hue is not None and c == 3:
-            pixels = adjust_hue(pixels.view(n, c, h, w), hue).view(n, c, h * w)
-        offset = torch.bmm(mean_matrix, pixels.mean(2, keepdim=True))
-        pixels = torch.bmm(matrix, pixels).add_(offset).clamp_(0, 1)
-    return pixels.view(n, c, h, w)
+    return _jitter(images, *_jitter_slots(brightness, contrast, saturation, order, images.shape[1]), hue)
 
 # %% ../nbs/core/04_views.ipynb #d586f614
 def grayscale(
@@ -286,6 +294,19 @@ def random_erasures(
     tall, wide = _first(tall, wide, (tall < height) & (wide < width), (0.0, 0.0))
     return _place(tall, wide, height, width, generator)
 
+# %% ../nbs/core/04_views.ipynb #1be8f33a
+def random_jitter(
+    n: int,
+    brightness: float = 0.0,  # factors come from [max(0, 1 - x), 1 + x]
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,  # turns, from [-hue, hue]
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, ...]:  # brightness, contrast, saturation, hue (n,) and order (n, 4), as `color_jitter` takes them
+    "Parameters of colour jitter, by the rules of torchvision's `ColorJitter`, but an order for each image."
+    factors = (_uniform((n,), max(0.0, 1 - x), 1 + x, generator) for x in (brightness, contrast, saturation))
+    return *factors, _uniform((n,), -hue, hue, generator), _uniform((n, 4), 0, 1, generator).argsort(1)
+
 # %% ../nbs/core/04_views.ipynb #b55ace5f
 @dataclass(frozen=True)
 class Part:
@@ -352,13 +373,12 @@ class Jitter(Part):
             raise ValueError(f"{self!r}: strengths are 0 or more, hue at most 0.5 of a turn.")
 
     def draw(self, n, shape, generator):
-        strengths = (self.brightness, self.contrast, self.saturation)
-        factors = [_uniform((n,), max(0.0, 1 - s), 1 + s, generator) for s in strengths]
-        hue, key = _uniform((n,), -self.hue, self.hue, generator), _uniform((n, 4), 0, 1, generator)
-        return *factors, hue, key.argsort(1)
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        *factors, hue, order = random_jitter(n, *strengths, generator)
+        return *_jitter_slots(*factors, order, shape[0]), hue  # the matrices are made once for the whole batch
 
-    def apply(self, images, brightness, contrast, saturation, hue, order):
-        return color_jitter(images, brightness, contrast, saturation, hue if self.hue else None, order)
+    def apply(self, images, matrices, mean_matrices, hue):
+        return _jitter(images, matrices, mean_matrices, hue if self.hue else None)
 
 # %% ../nbs/core/04_views.ipynb #b6186fcb
 @dataclass(frozen=True)
@@ -404,11 +424,10 @@ class Affine(Part):
     fill: float = 0.0
 
     def draw(self, n, shape, generator):
-        side = torch.tensor([shape[2], shape[1]], device=generator.device if generator is not None else "cpu")
         angle, shear = (_uniform((n,), -s, s, generator) for s in (self.degrees, self.shear))
-        shift = _uniform((n, 2), -self.translate, self.translate, generator) * side
+        right, down = (_uniform((n,), -self.translate * s, self.translate * s, generator) for s in (shape[2], shape[1]))
         scale = _uniform((n,), *self.scale, generator)
-        return angle, shift, scale, torch.stack([shear, torch.zeros_like(shear)], 1)
+        return angle, torch.stack([right, down], 1), scale, torch.stack([shear, torch.zeros_like(shear)], 1)
 
     def apply(self, images, angle, shift, scale, shear):
         return affine(images, angle, shift, scale, shear, self.fill)
@@ -442,6 +461,22 @@ class Erase(Part):
 # %% ../nbs/core/04_views.ipynb #d8480efe
 _PIECE = 2**19  # floats of a temporary: 2 MiB, of the order of a second-level cache
 
+@lru_cache(maxsize=1)
+def _workers(threads):
+    "Threads that each run torch on one core."
+    ready = threading.Barrier(threads + 1)
+    def start():
+        torch.get_num_threads()  # so that torch does not set this thread's number again later
+        torch.set_num_threads(1)
+        ready.wait()
+    pool = ThreadPoolExecutor(threads, "views", start)
+    for _ in range(threads): pool.submit(int)  # one thread is started for each
+    ready.wait()
+    torch.set_num_threads(threads)  # what threads started from now on take over from the last call
+    return pool
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not survive a fork
+
 @lru_cache
 def _keep_pages():
     "Raise glibc's dynamic mmap threshold (mallopt(3)) to its maximum of 32 MiB, by a free of nearly that size."
@@ -466,20 +501,38 @@ def _draw(recipe, rows, shape, generator, device):
         shape = part.out_shape(shape)
     return plan, shape
 
+# %% ../nbs/core/04_views.ipynb #0764d698
+@torch.no_grad()
+def _fill(views, rows, plan, batch):
+    "Make all views of some rows of the batch; write them into `views` (copies, n, c, h, w)."
+    copies = len(views)
+    with torch.autocast(batch.device.type, enabled=False):
+        images = to_float(batch[rows]).repeat_interleave(copies, 0)
+        for part, tensors in plan:  # row i * copies + k of a parameter is for image i, view k
+            piece = slice(rows.start * copies, rows.stop * copies)
+            chosen, *parameters = (None if t is None else t[piece] for t in tensors)
+            images = _apply_to(chosen, part, images, parameters)
+    views[:, rows] = images.unflatten(0, (-1, copies)).transpose(0, 1)
+
+def _pieces(n, floats, threads):
+    "Slices of n rows of so many floats, a multiple of the threads unless the pieces become small."
+    full = math.ceil(n * floats / _PIECE)
+    count = min(math.ceil(full / threads) * threads, 4 * full, n)
+    step = math.ceil(n / max(count, 1))
+    return [slice(i, i + step) for i in range(0, n, step)] if n else []
+
 def _views(recipe, copies, batch, generator):
-    "`copies` views of every image by one recipe: (copies, n, c, h, w). Row i * copies + k of a parameter is image i, view k."
+    "`copies` views of every image by one recipe: (copies, n, c, h, w)."
     n, shape = len(batch), tuple(batch.shape[1:])
     plan, out_shape = _draw(recipe, n * copies, shape, generator, batch.device)
     views = torch.empty(copies, n, *out_shape, device=batch.device)
-    floats = copies * max(math.prod(shape), math.prod(out_shape))
-    step = max(1, _PIECE // floats) if batch.device.type == "cpu" else max(1, n)
-    for start in range(0, n, step):
-        images = to_float(batch[start:start + step]).repeat_interleave(copies, 0)
-        for part, tensors in plan:
-            piece = slice(start * copies, (start + step) * copies)
-            chosen, *parameters = (None if t is None else t[piece] for t in tensors)
-            images = _apply_to(chosen, part, images, parameters)
-        views[:, start:start + step] = images.unflatten(0, (-1, copies)).transpose(0, 1)
+    if batch.device.type != "cpu":
+        _fill(views, slice(0, n), plan, batch)
+        return views
+    threads = torch.get_num_threads()
+    pieces = _pieces(n, copies * max(math.prod(shape), math.prod(out_shape)), threads)
+    run = map if threads == 1 or len(pieces) < 2 else _workers(threads).map
+    list(run(lambda rows: _fill(views, rows, plan, batch), pieces))
     return views
 
 # %% ../nbs/core/04_views.ipynb #e991a557
@@ -508,12 +561,13 @@ class Views:
     def __init__(self,
         *recipes: list[Part],  # one list of parts for each view, in order of application
     ):
-        for part in (part for recipe in recipes for part in recipe):
-            if not isinstance(part, Part):
-                raise ValueError(f"{part!r} is no Part. Give one list of parts for each view: Views([Crop(32)], [Crop(32)]).")
+        for recipe in recipes:
+            if not isinstance(recipe, (list, tuple)) or not all(isinstance(part, Part) for part in recipe):
+                raise ValueError(f"{recipe!r} is no list of parts. Give one list of parts for each view, as in "
+                                 "Views([Crop(32)], [Crop(32), Solarize(p=0.2)]).")
         self.recipes = [tuple(part for part in recipe if part.p > 0) for recipe in recipes]
 
-    @torch.no_grad()
+    @torch.inference_mode(False)  # its tensors could not be written to by other threads
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         _check(batch)
         _keep_pages()

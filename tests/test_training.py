@@ -176,7 +176,7 @@ def test_online_probe_learns_and_leaves_the_encoder_alone():
     alone.run(silent)
     beside.run(silent)
     assert_same(weights(alone), weights(beside))
-    assert "online_linear" in beside.history.rows[-1]
+    assert "probe_loss" in beside.history.rows[-1]
 
 
 def test_precision_and_clipping_take_effect():

@@ -19,13 +19,13 @@ def alignment(z0: Float[Tensor, "n d"],  # embeddings of one view of each image
               z1: Float[Tensor, "n d"],  # of another view, in the same order
               alpha: float = 2,
              ) -> Score:
-    """Mean distance**alpha of positive pairs on the unit sphere (Wang and Isola 2020), with a bootstrap interval.
+    """Mean distance**alpha of positive pairs on the unit sphere, with its interval (Wang and Isola 2020).
 
     0 where both views agree, 2 (for alpha = 2) where they are unrelated. Rows of zeros stay zero.
     """
     z0, z1 = (check_features(z, min_rows=1, name=name) for z, name in ((z0, "z0"), (z1, "z1")))
     if z0.shape != z1.shape:
-        raise ValueError(f"z0 {tuple(z0.shape)} and z1 {tuple(z1.shape)} must hold the same images, row by row.")
+        raise ValueError(f"z0 {tuple(z0.shape)}, z1 {tuple(z1.shape)}: must hold the same images row by row")
     if not alpha > 0: raise ValueError(f"alpha={alpha} must be positive; the usual one is 2.")
     squared = (F.normalize(z0, dim=1) - F.normalize(z1, dim=1)).square().sum(1, dtype=accumulator(z0))
     return mean_score(squared ** (alpha / 2), f"alignment (alpha {alpha:g})")
@@ -38,13 +38,14 @@ def uniformity(z: Float[Tensor, "n d"],
               ) -> Score:
     """Log mean of exp(-t d^2) over distinct pairs on the unit sphere (Wang and Isola 2020).
 
-    0 where all points coincide. The limit of many points spread evenly over a sphere of high dimension is near -2 t.
+    0 where all points coincide (all-zero rows do); near -2 t for many points spread evenly in high dimension.
     """
     z = F.normalize(check_features(z, name="z"), dim=1)
     if not t > 0: raise ValueError(f"t={t} must be positive; the usual one is 2.")
-    total, n = 0.0, len(z)
+    total, n, norms = 0.0, len(z), z.square().sum(1)  # norms are 1, and 0 for rows of zeros
     for start in range(0, n, block):
-        squared = torch.addmm(z.new_tensor(2.0), z[start:start + block], z[start:].T, alpha=-2).clamp_(min=0)
-        potential = squared.mul_(-t).exp_().triu_(1)  # row i against i + 1, i + 2, ...: no pair with itself
+        rows = slice(start, start + block)
+        squared = torch.addmm(norms[start:], z[rows], z[start:].T, alpha=-2).add_(norms[rows, None])
+        potential = squared.clamp_(min=0).mul_(-t).exp_().triu_(1)  # row i against i + 1, i + 2, ...
         total += potential.sum(dtype=accumulator(z)).item()
     return Score(math.log(2 * total / (n * (n - 1))), f"uniformity (t {t:g})")

@@ -27,11 +27,13 @@ def bootstrap(values: Float[Tensor, "n ..."],  # one value (or row) for each exa
     Raises `ValueError` for fewer than two values, or values that are not finite.
     """
     values = _to_numpy(values)
-    if len(values) < 2: raise ValueError(f"a bootstrap needs 2 values or more, got {len(values)}; pass one per example.")
+    if len(values) < 2:
+        raise ValueError(f"a bootstrap needs 2 values or more, got {len(values)}; pass one per example.")
     if not 0 < level < 1: raise ValueError(f"level={level} must lie between 0 and 1, such as 0.95.")
     if n < 2: raise ValueError(f"n={n} resamples give no interval; use at least 100.")
     measure = np.mean if statistic == "mean" else statistic
-    if not callable(measure): raise ValueError(f"statistic={statistic!r} must be 'mean' or a function of an array.")
+    if not callable(measure):
+        raise ValueError(f"statistic={statistic!r} must be 'mean' or a function of an array.")
     rng, rows = np.random.default_rng(seed), len(values)
     draws = [measure(values[rng.integers(0, rows, rows, dtype=np.int32)]) for _ in range(n)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -40,7 +42,8 @@ def bootstrap(values: Float[Tensor, "n ..."],  # one value (or row) for each exa
 # %% ../../nbs/evaluators/01_scores.ipynb #b08d6fdc
 def _to_numpy(values) -> np.ndarray:
     "Any tensor, array or list of numbers, as a finite float64 array."
-    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float64)
+    if isinstance(values, Tensor): values = values.detach().cpu()
+    values = np.asarray(values.double() if isinstance(values, Tensor) else values, np.float64)
     if not np.isfinite(values).all():
         raise ValueError("values hold NaN or infinity; remove those examples or mend what made them.")
     return values
@@ -55,11 +58,12 @@ class Score(float):
                 protocol: str = "score",  # name and settings, such as "knn@20 (t 0.07)"
                 interval: tuple[float, float] | None = None,  # (low, high) at 95 %
                 of: str | None = None,  # what was sampled: "examples", "seeds" or None
-                values=None,  # the value of each example or seed, for paired comparisons
+                samples=None,  # the value of each example or seed, for paired comparisons
                 **notes,  # what was found on the way, such as the chosen regularisation
                ):
         self = super().__new__(cls, value)
-        self.protocol, self.interval, self.of, self.values, self.notes = protocol, interval, of, values, notes
+        self.protocol, self.interval, self.of = protocol, interval, of
+        self.samples, self.notes = samples, notes
         return self
 
     def __repr__(self):
@@ -84,7 +88,8 @@ def mean_score(values: Float[Tensor, "n"],  # one value for each example
               ) -> Score:
     "Mean over examples with its bootstrap interval; one example alone has no interval."
     values = _to_numpy(values)
-    return Score(values.mean(), protocol, bootstrap(values) if len(values) > 1 else None, "examples", values, **notes)
+    interval = bootstrap(values) if len(values) > 1 else None
+    return Score(values.mean(), protocol, interval, "examples", values, **notes)
 
 # %% ../../nbs/evaluators/01_scores.ipynb #cfee8f1f
 def table(scores,  # a list of scores, or a dictionary: name of the features -> list of scores
@@ -92,10 +97,11 @@ def table(scores,  # a list of scores, or a dictionary: name of the features -> 
     "Scores as a tidy `pandas.DataFrame`: (features,) protocol, value, low, high, of."
     import pandas as pd
     if not isinstance(scores, dict): return pd.DataFrame([score.row() for score in scores])
-    return pd.DataFrame([dict(features=name) | score.row() for name, group in scores.items() for score in group])
+    rows = [dict(features=name) | score.row() for name, group in scores.items() for score in group]
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluators/01_scores.ipynb #2406cbe5
-def paired_difference(ours,  # a Score with its values, or one number for each seed or example
+def paired_difference(ours,  # a Score with its samples, or one number for each seed or example
                       baseline,  # the same for the other side, in the same order
                       of: str | None = None,  # "seeds" or "examples"; None: as the scores say, else "seeds"
                       n: int = 1000,  # resamples of the bootstrap over examples
@@ -104,8 +110,8 @@ def paired_difference(ours,  # a Score with its values, or one number for each s
                      ) -> Score:
     """Mean of ours - baseline, paired value by value, with an interval.
 
-    Student's t over seeds, bootstrap over examples; the protocol of the result says which. One pair alone gives no
-    interval. Raises `ValueError` where the two cannot be paired.
+    Student's t over seeds, bootstrap over examples; the protocol of the result says which. One pair alone
+    gives no interval. Raises `ValueError` where the two cannot be paired.
     """
     of = of or getattr(ours, "of", None) or "seeds"
     if of not in ("seeds", "examples"): raise ValueError(f"of={of!r} must be 'seeds' or 'examples'.")
@@ -116,12 +122,13 @@ def paired_difference(ours,  # a Score with its values, or one number for each s
         return Score(mean, f"paired difference ({count} examples, bootstrap)",
                      bootstrap(difference, n=n, seed=seed, level=level), of, difference)
     half = _student_t(count - 1, level) * difference.std(ddof=1) / math.sqrt(count)
-    return Score(mean, f"paired difference ({count} seeds, t)", (float(mean - half), float(mean + half)), of, difference)
+    interval = float(mean - half), float(mean + half)
+    return Score(mean, f"paired difference ({count} seeds, t)", interval, of, difference)
 
 # %% ../../nbs/evaluators/01_scores.ipynb #9acf8580
 def _pair(side) -> np.ndarray:
     "The values behind one side of a comparison."
-    values = _to_numpy(side.values if isinstance(side, Score) and side.values is not None else side)
+    values = _to_numpy(side.samples if isinstance(side, Score) and side.samples is not None else side)
     if values.ndim == 0: values = values[None]
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values to pair must be one row of numbers, got shape {values.shape}.")
@@ -147,21 +154,23 @@ def check_features(features: Float[Tensor, "n d"],  # any dtype and device; nump
                   ):
     """Detached floating features (float32, or float64 if given so); with labels, the pair (features, labels).
 
-    Half precision and small integers become float32, wide integers float64. Raises `ValueError` for anything that is
-    not a matrix of finite real numbers with at least `min_rows` rows, and for labels that do not match it.
+    Half precision and small integers become float32, wide integers float64. Raises `ValueError` for anything
+    that is not a matrix of finite real numbers with at least `min_rows` rows, and for labels that do not fit.
     """
     x = features.detach() if isinstance(features, Tensor) else _from_array(features)
     if x.ndim != 2:
-        raise ValueError(f"{name} must have shape (examples, dimensions), got {tuple(x.shape)}; use .flatten(1) on images.")
+        raise ValueError(f"{name} must have shape (examples, dimensions), got {tuple(x.shape)}; "
+                         "use .flatten(1) on images.")
     if len(x) < min_rows or not x.shape[1]:
-        raise ValueError(f"{name} have shape {tuple(x.shape)}; needed are at least {min_rows} rows and one column.")
+        raise ValueError(f"{name} have shape {tuple(x.shape)}; needed: {min_rows} rows or more and a column.")
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{name} are {x.dtype}; pass real numbers, for example with .float().")
     if x.dtype not in (torch.float32, torch.float64): x = x.to(_wider(x.dtype))
-    if not x.sum().isfinite():  # one pass, no copy: NaN and infinity survive a sum (huge values may overflow it)
+    if not x.sum().isfinite():  # one pass, no copy: NaN and infinity survive it (huge values may overflow)
         bad = (~x.isfinite()).any(1).nonzero().flatten()
         if len(bad):
-            raise ValueError(f"{name} hold NaN or infinity in {len(bad)} of {len(x)} rows (first: row {bad[0]}); "
+            where = f"{len(bad)} of {len(x)} rows (first: row {bad[0]})"
+            raise ValueError(f"{name} hold NaN or infinity in {where}; "
                              "drop these rows, or look for the step at which the encoder diverged.")
     return x if labels is None else (x, check_labels(labels, len(x), name).to(x.device))
 
@@ -178,14 +187,14 @@ def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, "n"]:
     "Whole-number labels as int64, one for each row."
     y = labels.detach() if isinstance(labels, Tensor) else _from_array(labels)
     if y.shape != (rows,):
-        raise ValueError(f"{rows} rows of {name} need as many labels in one row, got labels of shape {tuple(y.shape)}.")
+        raise ValueError(f"{rows} rows of {name} need as many labels, got labels of shape {tuple(y.shape)}.")
     if y.is_floating_point() and (y != y.round()).any() or y.is_complex():
         raise ValueError(f"labels of {name} are {y.dtype} and not whole numbers; pass class indices.")
     return y.long()
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a36af95f
 def measured(evaluator):
-    "Decorator: run without gradients, in float32 or wider and outside autocast, whatever the caller's context."
+    "Decorator: run without gradients, outside autocast, and in float32 or wider."
     return torch.no_grad()(full_precision(evaluator))
 
 # %% ../../nbs/evaluators/01_scores.ipynb #417e1fba

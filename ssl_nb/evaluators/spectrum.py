@@ -20,8 +20,8 @@ def spectrum(features: Float[Tensor, "n d"],  # any float dtype and device
             ) -> Float[Tensor, "r"]:  # r = min(n, d)
     """Singular values of the feature matrix, descending, in float64.
 
-    By the smaller Gram matrix; by a full decomposition where features are float64 and the Gram matrix cannot resolve
-    the smallest value. On the device of the features (on the CPU for devices without float64, such as Apple's MPS).
+    By the smaller Gram matrix; by a full decomposition where features are float64 and the Gram matrix cannot
+    resolve the smallest value. On the device of the features (the CPU for Apple's MPS, which has no float64).
     Raises `ValueError` for features that are not a finite matrix of at least one row (two if centred).
     """
     x = check_features(features, min_rows=2 if centre else 1)
@@ -39,12 +39,12 @@ def _mean(x: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
     return x.mean(0, dtype=torch.float64)
 
 def _small_gram(x: Float[Tensor, "n d"], mean: Float[Tensor, "d"] | None, block: int) -> Float[Tensor, "r r"]:
-    "X^T X or X X^T, whichever is smaller, of x (less its mean), summed in float64 over blocks of its long side."
+    "X^T X or X X^T, the smaller, of x (less its mean), summed in float64 over blocks of the long side."
     n, d = x.shape
     gram = x.new_zeros(min(n, d), min(n, d), dtype=torch.float64)
     shift = x.new_zeros(d, dtype=torch.float64) if mean is None else mean
     if n >= d: parts = (rows.double() - shift for rows in x.split(block))
-    else: parts = (columns.T.double() - s[:, None] for columns, s in zip(x.split(block, 1), shift.split(block)))
+    else: parts = (c.T.double() - s[:, None] for c, s in zip(x.split(block, 1), shift.split(block)))
     for part in parts: gram.addmm_(part.T, part)
     return gram
 
@@ -53,15 +53,15 @@ def _small_gram(x: Float[Tensor, "n d"], mean: Float[Tensor, "d"] | None, block:
 def rankme(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, or their spectrum (one axis)
            eps: float = 1e-7,  # the paper's; public copies use others and get other numbers
           ) -> Score:
-    """RankMe: exp of the entropy of the singular values of the uncentred features (Garrido et al. 2023, eq. 4).
+    """RankMe: exp of the entropy of the singular values of uncentred features (Garrido et al. 2023).
 
-    Between 1 and min(n, d); all-zero features have rank 0 by definition. Compare only at the same n and d (the paper
-    uses 25,600 rows).
+    Between 1 and min(n, d); all-zero features have rank 0 by definition. Compare only at the same n and d
+    (the paper uses 25,600 rows).
     """
     return Score(_entropy_rank(_as_spectrum(features), eps), f"rankme (eps {eps:g})")
 
 @measured
-def effective_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, or their spectrum (one axis)
+def effective_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, or their spectrum
                   ) -> Score:
     "Effective rank: as `rankme` with eps 0 (Roy and Vetterli 2007, eq. 1 to 3)."
     return Score(_entropy_rank(_as_spectrum(features), 0.0), "effective_rank")
@@ -77,13 +77,14 @@ def _as_spectrum(features) -> Float[Tensor, "r"]:
     s = torch.as_tensor(features).detach()
     if s.ndim != 1: return spectrum(features)
     s = check_features(s[None], min_rows=1, name="a precomputed spectrum")[0]
-    if (s < 0).any(): raise ValueError(f"a spectrum cannot be negative, and the smallest value is {s.min().item():.3g}.")
+    if (s < 0).any():
+        raise ValueError(f"a spectrum cannot be negative, but its smallest value is {s.min().item():.3g}.")
     return s.cpu().double() if s.device.type == "mps" else s.double()
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #364afddf
 @measured
 def feature_std(features: Float[Tensor, "n d"]) -> Score:
-    """Mean over dimensions of the standard deviation of L2-normalised features (Chen and He 2021, section 4.1).
+    """Mean over dimensions of the standard deviation of L2-normalised features (Chen and He 2021).
 
     0 for a constant, 1/sqrt(d) for directions spread evenly. Rows of zeros stay zero.
     """
@@ -95,9 +96,10 @@ def feature_std(features: Float[Tensor, "n d"]) -> Score:
 # %% ../../nbs/evaluators/02_spectrum.ipynb #05cb5f81
 @measured
 def log_spectrum(features: Float[Tensor, "n d"]) -> Float[Tensor, "r"]:
-    """Log of the covariance eigenvalues of L2-normalised features, descending, -inf for zero (Jing et al. 2022).
+    """Log of the covariance eigenvalues of L2-normalised features, descending, -inf for zero (Jing 2022).
 
-    Natural logarithm. Values that rounding alone could make count as zero: `isfinite().sum()` is the number of directions in use.
+    Natural logarithm. Values that rounding alone could make count as zero, so that `isfinite().sum()` is the
+    number of directions in use.
     """
     x = check_features(features)
     s = spectrum(x, centre=True, normalise=True)

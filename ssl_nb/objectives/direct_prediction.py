@@ -67,8 +67,8 @@ class LinearDynamics:
 
     def __post_init__(self):
         if not self.stop_gradient and self.beta is not None:
-            raise ValueError(f"stop_gradient=False with a moving average (beta {self.beta}) has no meaning: the gradient would go to weights "
-                             "that are not trained; use beta=None")
+            raise ValueError(f"stop_gradient=False with a moving average (beta {self.beta}) has no meaning: "
+                             "the gradient would go to weights that are not trained; use beta=None")
 
     @classmethod
     def isotropic(cls, dim: int, noise: float, **knobs):  # noise: sigma^2, the variance of views
@@ -144,7 +144,8 @@ def scalar_dynamics(
     dt: float,
     every: int = 1,
 ) -> ScalarPath:
-    "The modes of `LinearDynamics.isotropic` when predictor and correlation share eigenvectors (Tian et al. 2021, section 3.2)."
+    """The modes of `LinearDynamics.isotropic` when predictor and correlation share eigenvectors (Tian et al.
+    2021, section 3.2)."""
     def velocity(s, p, tau):
         pull = tau - (1 + noise) * p
         growth = p * pull - eta
@@ -168,7 +169,8 @@ def fixed_points(
     eta: float | Tensor,  # weight decay
     tau: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    "(watershed, stable) eigenvalues of the predictor at rest; NaN above `collapse_threshold`, where only 0 is left."
+    """(watershed, stable) eigenvalues of the predictor at rest; NaN above `collapse_threshold`, where only 0
+    is left."""
     noise, eta, tau = (torch.as_tensor(x, dtype=torch.float64) for x in (noise, eta, tau))
     root = (tau**2 - 4 * eta * (1 + noise)).sqrt()
     return (tau - root) / (2 * (1 + noise)), (tau + root) / (2 * (1 + noise))
@@ -183,11 +185,23 @@ def _largest_eigenvalue(F: Float[Tensor, "k k"]) -> Tensor:
     return v @ F @ v
 
 
-class DirectPredictor(nn.Module):
-    """A linear predictor set from the correlation of its inputs, not trained (Tian et al. 2021, eq. 18-19; Wang et al. 2021).
+@full_precision
+def _predictor_of(F: Float[Tensor, "k k"], mode: str, epsilon: float) -> Float[Tensor, "k k"]:
+    tiny = torch.finfo(F.dtype).tiny
+    if mode == "directcopy":
+        return F / _largest_eigenvalue(F).clamp_min(tiny) + epsilon * torch.eye(len(F), device=F.device)
+    s, U = torch.linalg.eigh(F)
+    s = s.clamp_min(0) / s[-1].clamp_min(tiny)
+    return U * (s.sqrt() + epsilon) @ U.T
 
-    `forward` predicts and, in training mode, collects the correlation; `after_step`, once behind every step of the optimizer, averages
-    it over views and ranks into the moving correlation and sets the predictor. It starts as the identity.
+
+class DirectPredictor(nn.Module):
+    """A linear predictor set from the correlation of its inputs, not trained (Tian et al. 2021, eq. 18-19;
+    Wang et al. 2021).
+
+    `forward` predicts and, in training mode, collects the correlation; `after_step`, once behind every step
+    of the optimizer, averages it over views and ranks into the moving correlation and sets the predictor. It
+    starts as the identity.
     """
     MODES = ("directpred", "directcopy")
 
@@ -203,7 +217,8 @@ class DirectPredictor(nn.Module):
         if mode not in self.MODES:
             raise ValueError(f"mode {mode!r} is not known; choose one of {', '.join(self.MODES)}")
         if not 0 <= rho < 1 or epsilon < 0 or every < 1:
-            raise ValueError(f"rho {rho}, epsilon {epsilon}, every {every}: rho must be in [0, 1), epsilon not negative, every at least 1")
+            raise ValueError(f"rho {rho}, epsilon {epsilon}, every {every}: rho must be in [0, 1), epsilon "
+                             "not negative, every at least 1")
         self.mode, self.rho, self.epsilon, self.every = mode, rho, epsilon, every
         self.register_buffer("correlation", torch.zeros(dim, dim))
         self.register_buffer("weight", torch.eye(dim))
@@ -221,8 +236,8 @@ class DirectPredictor(nn.Module):
         self._collected = f.T @ f if self._collected is None else self._collected.addmm_(f.T, f)
         self._rows += len(f)
         if self._rows > 1e7:
-            raise RuntimeError(f"DirectPredictor has seen {self._rows} rows without after_step, so it is still what it was; "
-                               "call after_step() behind every step of the optimizer")
+            raise RuntimeError(f"DirectPredictor has seen {self._rows} rows without after_step, so it is "
+                               "still what it was; call after_step() behind every step of the optimizer")
 
     @torch.no_grad()
     def after_step(self, progress: float = 1.0):
@@ -235,17 +250,8 @@ class DirectPredictor(nn.Module):
         batch = (sums[:-1] / sums[-1]).view_as(self.correlation)
         self.correlation.lerp_(batch, 1 - self.rho if self.steps else 1.0)
         if self.steps % self.every == 0:
-            self.weight.copy_(self._predictor())
+            self.weight.copy_(_predictor_of(self.correlation, self.mode, self.epsilon))
         self.steps, self._collected, self._rows = self.steps + 1, None, 0
-
-    def _predictor(self):
-        tiny = torch.finfo(self.correlation.dtype).tiny
-        if self.mode == "directcopy":
-            scaled = self.correlation / _largest_eigenvalue(self.correlation).clamp_min(tiny)
-            return scaled + self.epsilon * torch.eye(len(scaled), device=scaled.device)
-        s, U = torch.linalg.eigh(self.correlation)
-        s = s.clamp_min(0) / s[-1].clamp_min(tiny)
-        return U * (s.sqrt() + self.epsilon) @ U.T
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)

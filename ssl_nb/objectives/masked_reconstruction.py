@@ -34,8 +34,8 @@ def unpatchify(
     n, t, d = patches.shape
     rows, columns = grid or (round(t**0.5),) * 2
     if rows * columns != t or d % (patch * patch):
-        raise ValueError(f"{t} patches of {d} numbers do not fill a grid of {rows} x {columns} with patches of {patch} x {patch} "
-                         "pixels; say grid=(rows, columns)")
+        raise ValueError(f"{t} patches of {d} numbers do not fill a grid of {rows} x {columns} with patches "
+                         f"of {patch} x {patch} pixels; say grid=(rows, columns)")
     tiles = patches.reshape(n, rows, columns, patch, patch, d // (patch * patch))
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, rows * patch, columns * patch)
 
@@ -50,13 +50,14 @@ def random_masking(
 ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n t"], Int[Tensor, "n t"]]:
     """Hide a random part of the tokens of each image: (keep, mask, restore).
 
-    `keep`: indices of the visible tokens, k = int(tokens * (1 - mask_ratio)). `mask`: True where hidden. `restore`: for
-    each token, its place in the sequence (visible tokens as in `keep`, then hidden ones).
+    `keep`: indices of the visible tokens, k = int(tokens * (1 - mask_ratio)). `mask`: True where hidden.
+    `restore`: for each token, its place in the sequence (visible tokens as in `keep`, then hidden ones).
     """
     visible = int(tokens * (1 - mask_ratio))
     if not 0 < visible < tokens:
-        raise ValueError(f"mask_ratio {mask_ratio} of {tokens} tokens leaves {visible} visible and {tokens - visible} hidden, "
-                         "but at least one of each is needed; change the ratio or the patch size")
+        raise ValueError(f"mask_ratio {mask_ratio} of {tokens} tokens leaves {visible} visible and "
+                         f"{tokens - visible} hidden, but at least one of each is needed; change the ratio "
+                         "or the patch size")
     device = device or (generator.device if generator is not None else "cpu")
     order = torch.rand(n, tokens, generator=generator, device=device).argsort(1)
     restore = order.argsort(1)
@@ -65,11 +66,12 @@ def random_masking(
 # %% ../../nbs/objectives/08_masked_reconstruction.ipynb #224792ec
 def _check_masked(pred, target, mask):
     if pred.shape != target.shape or mask.shape != pred.shape[:2]:
-        raise ValueError(f"predictions {tuple(pred.shape)}, target patches {tuple(target.shape)} and mask {tuple(mask.shape)} do not fit; "
-                         "give (n, t, d), (n, t, d) and (n, t)")
+        raise ValueError(f"predictions {tuple(pred.shape)}, target patches {tuple(target.shape)} and mask "
+                         f"{tuple(mask.shape)} do not fit; give (n, t, d), (n, t, d) and (n, t)")
     check_embeddings(pred.flatten(0, 1), target.flatten(0, 1), min_rows=1)
     if mask.device.type == "cpu" and not mask.any():
-        raise ValueError(f"none of the {mask.numel()} patches is hidden, so there is nothing to reconstruct; raise mask_ratio")
+        raise ValueError(f"none of the {mask.numel()} patches is hidden, so there is nothing to "
+                         "reconstruct; raise mask_ratio")
 
 
 @full_precision
@@ -82,8 +84,9 @@ def masked_mse(
 ) -> Tensor:
     """Mean squared error of the hidden patches (MAE, He et al. 2022, section 3).
 
-    The mean is over hidden patches and the numbers in them, on this rank; every rank hides equally many, so data-parallel
-    averaging of gradients is exact. The variance of a patch is the unbiased one, as in the authors' code.
+    The mean is over hidden patches and the numbers in them, on this rank; every rank hides equally many, so
+    data-parallel averaging of gradients is exact. The variance of a patch is the unbiased one, as in the
+    authors' code.
     """
     _check_masked(pred, target_patches, mask)
     target = target_patches.detach()

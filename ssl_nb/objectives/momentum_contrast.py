@@ -42,10 +42,11 @@ class MoCoQueue(nn.Module):
     ):
         super().__init__()
         if not (size > 0 and dim > 0 and temperature > 0):
-            raise ValueError(f"MoCoQueue(size={size}, dim={dim}, temperature={temperature}): each must be positive; "
-                             "the paper has 65536, 128 and 0.07")
+            raise ValueError(f"MoCoQueue(size={size}, dim={dim}, temperature={temperature}): each must be positive;"
+                             " the paper has 65536, 128 and 0.07")
         self.temperature = temperature
-        self.register_buffer("queue", unit_rows(torch.randn(size, dim, generator=torch.Generator().manual_seed(0))))
+        start = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("queue", unit_rows(start))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     @full_precision
@@ -54,10 +55,10 @@ class MoCoQueue(nn.Module):
         queries: Float[Tensor, "n d"],
         keys: Float[Tensor, "n d"],  # from the momentum encoder; no gradient flows into them
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy (nats) of this rank's queries; in training, the keys of all ranks then enter the queue.
+        """Mean cross-entropy (nats) of this rank's queries; in training, the keys of all ranks then enter.
 
-        The negatives are past keys only: a key enters after the loss of its own batch. DDP's mean over ranks is the
-        gradient of the joined batch.
+        The negatives are past keys only: a key enters after the loss of its own batch. DDP's mean over
+        ranks is the gradient of the joined batch.
         """
         check_embeddings(queries, keys, min_rows=1)
         if queries.shape[1] != self.queue.shape[1]:
@@ -75,7 +76,7 @@ class MoCoQueue(nn.Module):
         self,
         keys: Float[Tensor, "n d"],  # of unit length
     ):
-        "Overwrite the oldest keys by these of all ranks (by the last of them, if they are more than the queue holds)."
+        "Overwrite the oldest keys by those of all ranks (by the last of them, if the queue is shorter)."
         size, keys = len(self.queue), gather_batch(keys)[-len(self.queue):]
         slots = (self.position + torch.arange(len(keys), device=keys.device)) % size
         self.queue[slots] = keys.to(self.queue.dtype)

@@ -24,7 +24,8 @@ def negative_cosine(
     p: Float[Tensor, "n d"],  # predictions
     z: Float[Tensor, "n d"],  # what they predict; the gradient goes through both, detach what is a target
 ) -> Tensor:  # scalar in [-1, 1]
-    "Minus the mean cosine of matching rows (SimSiam, eq. 1). Its rows need no other rows: a batch of one is fine."
+    """Minus the mean cosine of matching rows (SimSiam, eq. 1). Its rows need no other rows: a batch of one
+    is fine."""
     check_embeddings(p, z, min_rows=1)
     return -_cosine(p, z).mean()
 
@@ -38,7 +39,8 @@ def simsiam(
     *,
     stop_gradient: bool = True,  # False lets targets learn too, and the network collapse
 ) -> Tensor:  # scalar in [-1, 1]
-    """SimSiam: mean over both directions of the negative cosine to a target that does not learn (Chen & He 2021, eq. 2).
+    """SimSiam: mean over both directions of the negative cosine to a target that does not learn (Chen & He
+    2021, eq. 2).
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication.
     """
@@ -55,7 +57,8 @@ def byol(
     z0: Float[Tensor, "n d"],  # the teacher's embeddings of view 0, the targets of p1; detached here
     z1: Float[Tensor, "n d"],  # the teacher's embeddings of view 1, the targets of p0; detached here
 ) -> Tensor:  # scalar in [0, 8]
-    """BYOL: squared distance of unit vectors, summed over both directions, mean over rows (Grill et al. 2020, eq. 2-3).
+    """BYOL: squared distance of unit vectors, summed over both directions, mean over rows (Grill et al.
+    2020, eq. 2-3).
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication.
     """
@@ -66,10 +69,11 @@ def momentum_schedule(
     base: float,  # momentum at the start, in [0, 1]
     progress: float,  # k / K: the part of the training that is done, in [0, 1]
 ) -> float:
-    "Teacher momentum: `base` at the start, 1 at the end, along half a cosine (BYOL, appendix; DINO uses the same)."
+    """Teacher momentum: `base` at the start, 1 at the end, along half a cosine (BYOL, appendix; DINO uses
+    the same)."""
     if not (0 <= base <= 1 and 0 <= progress <= 1):
-        raise ValueError(f"momentum_schedule got base {base} and progress {progress}, but both are fractions; "
-                         "pass progress = step / steps")
+        raise ValueError(f"momentum_schedule got base {base} and progress {progress}, but both are "
+                         "fractions; pass progress = step / steps")
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 # %% ../../nbs/objectives/05_prediction.ipynb #027bfc44
@@ -85,8 +89,9 @@ def ema_update(
     ours, theirs = list(teacher.parameters()), list(student.parameters())
     copies, originals = list(teacher.buffers()), list(student.buffers())
     if [t.shape for t in ours + copies] != [s.shape for s in theirs + originals]:
-        raise ValueError(f"the teacher has {len(ours)} parameters and {len(copies)} buffers, the student {len(theirs)} and "
-                         f"{len(originals)}, or their shapes differ; make the teacher with copy.deepcopy(student)")
+        raise ValueError(f"the teacher has {len(ours)} parameters and {len(copies)} buffers, the student "
+                         f"{len(theirs)} and {len(originals)}, or their shapes differ; make the teacher with "
+                         "copy.deepcopy(student)")
     if ours:
         torch._foreach_lerp_(ours, theirs, 1 - momentum)
     if copies:

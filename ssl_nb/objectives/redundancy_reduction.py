@@ -25,7 +25,7 @@ def cross_correlation(
     z0: Float[Tensor, "n d"],
     z1: Float[Tensor, "n d"],
 ) -> Float[Tensor, "d d"]:
-    "Correlation over the (gathered) batch of every dimension of z0 with every dimension of z1; 0 for constant ones."
+    "Correlation over the gathered batch of the dimensions of z0 with those of z1; 0 for constant ones."
     z0, z1 = gather_batch(z0, z1)
     check_embeddings(z0, z1)
     (x0, scale0), (x1, scale1) = _centre_and_scale(z0), _centre_and_scale(z1)
@@ -57,18 +57,18 @@ class _CorrelationSums(torch.autograd.Function):
         if ctx.by_gram:
             gram0, gram1 = (2 * grad_off * g for g in matrices)
             along = grad_diagonal - 2 * grad_off * diagonal
-            d0 = torch.addcmul(gram1 @ x0, x1, along)
-            d1 = torch.addcmul(gram0 @ x1, x0, along)
+            d0 = (gram1 @ x0).addcmul_(x1, along)
+            d1 = (gram0 @ x1).addcmul_(x0, along)
             return (d0.addcmul_(x0, (d0 * x0).sum(0), value=-1).mul_(scale0),
                     d1.addcmul_(x1, (d1 * x1).sum(0), value=-1).mul_(scale1))
         c, = matrices
         w = 2 * grad_off * c
-        radial = w * c
-        radial.diagonal().copy_(grad_diagonal * diagonal)
+        along = grad_diagonal * diagonal
+        along0, along1 = (w * c).sum(1) + along, (w * c).sum(0) + along
         w.diagonal().copy_(grad_diagonal)
         w.mul_(scale0[:, None]).mul_(scale1)
-        return (torch.addcmul(x1 @ w.T, x0, radial.sum(1) * scale0**2, value=-1),
-                torch.addcmul(x0 @ w, x1, radial.sum(0) * scale1**2, value=-1))
+        return ((x1 @ w.T).addcmul_(x0, along0 * scale0**2, value=-1),
+                (x0 @ w).addcmul_(x1, along1 * scale1**2, value=-1))
 
 
 @full_precision
@@ -79,7 +79,7 @@ def barlow_twins(
     lambda_: float = 5e-3,  # weight of the redundancy term
     parts: bool = False,  # also return {"invariance", "redundancy"}, unweighted and detached
 ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    "Distance of the cross-correlation from the identity, batch gathered over ranks (Zbontar et al. 2021, eq. 1)."
+    "How far the (gathered) cross-correlation is from the identity (Zbontar et al. 2021, eq. 1)."
     z0, z1 = gather_batch(z0, z1)
     check_embeddings(z0, z1)
     redundancy, diagonal = _CorrelationSums.apply(z0, z1)

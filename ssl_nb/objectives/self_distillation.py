@@ -24,15 +24,17 @@ def temperature_warmup(
 ) -> float:
     "Teacher temperature of DINO: linear from `start` to `end` during `warmup`, then `end`."
     if not (0 <= progress <= 1 and 0 <= warmup <= 1):
-        raise ValueError(f"temperature_warmup got progress {progress} and warmup {warmup}, but both are parts of a training; "
-                         "pass progress = step / steps")
+        raise ValueError(f"temperature_warmup got progress {progress} and warmup {warmup}, but both are "
+                         "parts of a training; pass progress = step / steps")
     return end if progress >= warmup else start + (end - start) * progress / warmup
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #a37ceb03
 class DINOLoss(Scheduled):
-    """DINO: cross-entropy from the centred, sharpened teacher to the student, over pairs of different views (Caron et al. 2021, eq. 1-4).
+    """DINO: cross-entropy from the centred, sharpened teacher to the student, over pairs of different views
+    (Caron et al. 2021, eq. 1-4).
 
-    The loss is the mean over pairs and over this rank's rows; the centre is the same on all ranks. `training` mode moves the centre.
+    The loss is the mean over pairs and over this rank's rows; the centre is the same on all ranks.
+    `training` mode moves the centre.
     """
 
     def __init__(self,
@@ -46,8 +48,9 @@ class DINOLoss(Scheduled):
     ):
         super().__init__()
         if min(student_temperature, teacher_temperature, warmup_temperature or 1) <= 0:
-            raise ValueError(f"temperatures {student_temperature}, {teacher_temperature} and {warmup_temperature} must be positive; "
-                             "0.1 for the student and 0.04 for the teacher are the paper's")
+            raise ValueError(f"temperatures {student_temperature}, {teacher_temperature} and "
+                             f"{warmup_temperature} must be positive; 0.1 for the student and 0.04 for the "
+                             "teacher are the paper's")
         self.student_temperature, self.center_momentum = student_temperature, center_momentum
         start = teacher_temperature if warmup_temperature is None else warmup_temperature
         self.schedule = dict(start=start, end=teacher_temperature, warmup=warmup)
@@ -64,11 +67,12 @@ class DINOLoss(Scheduled):
     ) -> Tensor:
         check_embeddings(*student_outputs, *teacher_outputs, min_rows=1)
         if student_outputs[0].size(1) != len(self.center):
-            raise ValueError(f"the outputs have {student_outputs[0].size(1)} columns, but this loss was made for {len(self.center)}; "
-                             "give DINOLoss and DINOHead the same out_dim")
+            raise ValueError(f"the outputs have {student_outputs[0].size(1)} columns, but this loss was "
+                             f"made for {len(self.center)}; give DINOLoss and DINOHead the same out_dim")
         if len(teacher_outputs) > len(student_outputs):
-            raise ValueError(f"the teacher has {len(teacher_outputs)} views and the student {len(student_outputs)}, but view i of one "
-                             "is view i of the other; let the student see every view")
+            raise ValueError(f"the teacher has {len(teacher_outputs)} views and the student "
+                             f"{len(student_outputs)}, but view i of one is view i of the other; let the "
+                             "student see every view")
         targets = {i: self._target(t.detach()) for i, t in enumerate(teacher_outputs)}
         loss = swapped_cross_entropy(student_outputs, targets, self.student_temperature)
         if self.training:
@@ -88,7 +92,8 @@ class DINOLoss(Scheduled):
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #bb3be196
 class DINOHead(nn.Module):
-    "Three-layer MLP, normalised bottleneck, and `out_dim` unit vectors to compare it with (Caron et al. 2021, appendix C)."
+    """Three-layer MLP, normalised bottleneck, and `out_dim` unit vectors to compare it with (Caron et al.
+    2021, appendix C)."""
 
     def __init__(self,
         in_dim: int,
@@ -96,7 +101,7 @@ class DINOHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         *,
-        freeze_until: float = 0.0,  # the part of the training for which the last layer stays as it is; needs after_step
+        freeze_until: float = 0.0,  # the part of the training during which the last layer stays as it is
     ):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),

@@ -40,14 +40,16 @@ def sinkhorn(
     epsilon: float = 0.05,  # entropy: small for sharp codes, large for even ones
     iterations: int = 3,  # turns of columns, then rows
 ) -> Float[Tensor, "n k"]:  # rows sum to 1; columns tend to n / k
-    """Codes that follow the scores and use all prototypes equally over the joined batch (SwAV, eq. 3-4), without gradient.
+    """Codes that follow the scores and use all prototypes equally over the joined batch (SwAV, eq. 3-4),
+    without gradient.
 
-    Safe at any epsilon and from half-precision scores. Fewer rows than prototypes, down to one, give flat codes.
+    Safe at any epsilon and from half-precision scores. Fewer rows than prototypes, down to one, give flat
+    codes.
     """
     check_embeddings(scores, min_rows=1)
     if epsilon <= 0 or iterations < 1:
-        raise ValueError(f"sinkhorn got epsilon {epsilon} and iterations {iterations}, but epsilon must be positive and at "
-                         "least one turn is needed; 0.05 and 3 are the paper's")
+        raise ValueError(f"sinkhorn got epsilon {epsilon} and iterations {iterations}, but epsilon must be "
+                         "positive and at least one turn is needed; 0.05 and 3 are the paper's")
     log_q = scores / epsilon
     while True:
         log_q -= _column_logsumexp(log_q)
@@ -63,7 +65,8 @@ def sinkhorn(
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #d3ebb9ee
 class _SoftCrossEntropy(torch.autograd.Function):
-    "Sum over rows of the cross-entropy with `mass` added-up targets; the gradient needs no more than it keeps."
+    """Sum over rows of the cross-entropy with `mass` added-up targets; the gradient needs no more than it
+    keeps."""
     @staticmethod
     def forward(ctx, scores, target, temperature, mass):
         log_p = F.log_softmax(scores / temperature, 1)
@@ -84,11 +87,12 @@ def swapped_cross_entropy(
     targets: Mapping[int, Float[Tensor, "n k"]],  # view -> distributions (rows sum to 1); constants
     temperature: float,
 ) -> Tensor:
-    "Mean cross-entropy over all pairs (target of one view, scores of a *different* view) and all rows of this rank."
+    """Mean cross-entropy over all pairs (target of one view, scores of a *different* view) and all rows of
+    this rank."""
     pairs = len(targets) * (len(scores) - 1)
     if pairs < 1:
-        raise ValueError(f"{len(scores)} view(s) with targets from {len(targets)} of them leave no pair of different views; "
-                         "pass the scores of at least two views")
+        raise ValueError(f"{len(scores)} view(s) with targets from {len(targets)} of them leave no pair of "
+                         "different views; pass the scores of at least two views")
     everyone = sum(targets.values()) if len(scores) > len(targets) else None
     loss = 0
     for v, s in enumerate(scores):
@@ -103,8 +107,8 @@ def swapped_cross_entropy(
 def _check_scores(scores: Sequence[Tensor], assign_views: Sequence[int]):
     check_embeddings(*scores, min_rows=1)
     if len(set(assign_views)) != len(assign_views) or not set(assign_views) <= set(range(len(scores))):
-        raise ValueError(f"assign_views {tuple(assign_views)} must be different views out of the {len(scores)} given, "
-                         f"numbered 0 to {len(scores) - 1}")
+        raise ValueError(f"assign_views {tuple(assign_views)} must be different views out of the "
+                         f"{len(scores)} given, numbered 0 to {len(scores) - 1}")
 
 
 @full_precision
@@ -115,12 +119,13 @@ def swav(
     temperature: float = 0.1,
     epsilon: float = 0.05,
     iterations: int = 3,
-    queue_scores: Sequence[Float[Tensor, "q k"]] | None = None,  # of earlier embeddings, one matrix for each assign_view
+    queue_scores: Sequence[Float[Tensor, "q k"]] | None = None,  # earlier ones, for each assign_view
 ) -> Tensor:
-    """SwAV: every view predicts the codes of the other views (Caron et al. 2020, eq. 2), mean over pairs and rows.
+    """SwAV: every view predicts the codes of the other views (Caron et al. 2020, eq. 2), mean over pairs and
+    rows.
 
-    Codes are balanced over the joined batch of all ranks (and the queue). The loss is the mean over this rank's rows, so
-    data-parallel averaging of gradients gives that of one process.
+    Codes are balanced over the joined batch of all ranks (and the queue). The loss is the mean over this
+    rank's rows, so data-parallel averaging of gradients gives that of one process.
     """
     _check_scores(scores, assign_views)
     n, targets = len(scores[0]), {}
@@ -150,13 +155,14 @@ class Scheduled(nn.Module):
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #16b5fc41
 class Prototypes(Scheduled):
-    "`k` learned unit vectors; `prototypes(z)` are the cosines of embeddings with them. Both are normalised in forward."
+    """`k` learned unit vectors; `prototypes(z)` are the cosines of embeddings with them. Both are normalised
+    in forward."""
 
     def __init__(self,
         dim: int,  # of the embeddings
         k: int,  # number of prototypes
         *,
-        freeze_until: float = 0.0,  # the part of the training for which they stay as they are; needs after_step
+        freeze_until: float = 0.0,  # the part of the training during which they stay as they are
     ):
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(k, dim), dim=1))
@@ -170,7 +176,8 @@ class Prototypes(Scheduled):
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #b6b3a27f
 class FeatureQueue(nn.Module):
-    """The last `size` embeddings of each of `views` views, as unit vectors. Kept per rank: codes are balanced over all ranks' queues.
+    """The last `size` embeddings of each of `views` views, as unit vectors. Kept per rank: codes are
+    balanced over all ranks' queues.
 
     Push after computing the loss, so that the queue never holds the current batch.
     """
@@ -178,7 +185,7 @@ class FeatureQueue(nn.Module):
     def __init__(self, size: int, dim: int, views: int = 2):
         super().__init__()
         self.register_buffer("features", torch.zeros(views, size, dim))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # embeddings pushed so far, per view
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # so far, in each view
 
     @property
     def full(self) -> bool:
@@ -190,13 +197,15 @@ class FeatureQueue(nn.Module):
         "Replace the oldest embeddings by those of the current batch."
         size, n = self.features.size(1), len(z[0])
         if n > size or len(z) != len(self.features):
-            raise ValueError(f"push got {len(z)} views of {n} embeddings for a queue of {len(self.features)} views and size "
-                             f"{size}; make the queue at least as long as a batch, with as many views")
+            raise ValueError(f"push got {len(z)} views of {n} embeddings for a queue of "
+                             f"{len(self.features)} views and size {size}; make the queue at least as long "
+                             "as a batch, with as many views")
         places = (self.pushed + torch.arange(n, device=self.pushed.device)) % size
         self.features[:, places] = F.normalize(torch.stack(tuple(z)), dim=2)
         self.pushed += n
 
     @torch.no_grad()
     def scores(self, prototypes: nn.Module) -> list[Float[Tensor, "q k"]] | None:
-        "Scores of the queued embeddings with the *current* prototypes, for `swav(queue_scores=...)`; None until full."
+        """Scores of the queued embeddings with the *current* prototypes, for `swav(queue_scores=...)`; None
+        until full."""
         return [prototypes(f) for f in self.features] if self.full else None

@@ -34,7 +34,7 @@ class _SecondMoments(torch.autograd.Function):
         x, matrix, squares = ctx.saved_tensors
         matrix = 4 * grad_off * matrix
         if ctx.by_gram:
-            return torch.addcmul(matrix @ x, x, 2 * grad_squares - 4 * grad_off * squares)
+            return (matrix @ x).addcmul_(x, 2 * grad_squares - 4 * grad_off * squares)
         matrix.diagonal().copy_(2 * grad_squares)
         return x @ matrix
 
@@ -56,13 +56,13 @@ def _gathered(*z):
 
 @full_precision
 def invariance_term(z0: Float[Tensor, "n d"], z1: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    "Mean squared difference of two views, over examples and dimensions (Bardes et al. 2022, eq. 5, per dimension)."
+    "Mean squared difference of two views, per dimension (Bardes et al. 2022, eq. 5, divided by d)."
     return F.mse_loss(*_gathered(z0, z1))
 
 
 @full_precision
 def variance_term(z: Float[Tensor, "n d"], *, eps: float = 1e-4) -> Float[Tensor, ""]:
-    "How far the standard deviations of the dimensions fall short of 1, on average (Bardes et al. 2022, eq. 1, 2)."
+    "How far, on average, standard deviations fall short of 1 (Bardes et al. 2022, eq. 1, 2)."
     z, = _gathered(z)
     return _hinge(_SecondMoments.apply(z)[0], len(z), eps)
 
@@ -85,14 +85,15 @@ def vicreg(
     eps: float = 1e-4,  # added to the variances under the root
     parts: bool = False,  # also return {"invariance", "variance", "covariance"}, unweighted and detached
 ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """VICReg's weighted sum, batch gathered over ranks (Bardes et al. 2022, eq. 6, normalised as in the authors' code).
+    """VICReg's weighted sum over the gathered batch (Bardes et al. 2022, eq. 6, normalised as the authors' code).
 
     Invariance is a mean over dimensions, variance the mean of both views, covariance the sum of both views.
     """
     z0, z1 = _gathered(z0, z1)
+    agreement = F.mse_loss(z0, z1)  # first here, so last in backward, when the others' memory is free again
     (squares0, off0), (squares1, off1) = _SecondMoments.apply(z0), _SecondMoments.apply(z1)
     terms = {
-        "invariance": F.mse_loss(z0, z1),
+        "invariance": agreement,
         "variance": _hinge(torch.stack([squares0, squares1]), len(z0), eps),
         "covariance": _mean_square(off0 + off1, *z0.shape),
     }

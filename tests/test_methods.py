@@ -1,0 +1,170 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_nb import encoders, methods, objectives
+from ssl_nb.methods.method import mlp
+
+JOINT = ["barlow_twins", "byol", "dino", "moco", "simclr", "simsiam", "swav", "vicreg"]
+
+
+def make(name, **knobs):
+    torch.manual_seed(0)
+    encoder = encoders.create("vit" if name == "mae" else "convnet", in_chans=1, img_size=24)
+    return methods.create(name, encoder=encoder, **knobs)
+
+
+def batch(n=16):
+    return torch.randint(0, 256, (n, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def views(method, n=16):
+    return method.views(batch(n), torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", [*JOINT, "mae"])
+def test_a_few_steps_lower_the_loss_on_the_same_views(name):
+    still = {"center_momentum": 1.0} if name == "dino" else {}  # a centre that does not move: the targets stay the same
+    method, generator = make(name, **still), torch.Generator().manual_seed(0)
+    same = method.views(batch(32), generator)
+    optimizer = torch.optim.AdamW((p for p in method.parameters() if p.requires_grad), 1e-3)
+    losses = []
+    for step in range(12):
+        torch.manual_seed(0)  # the same mask every time
+        loss = method.loss(same).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", methods.list())
+def test_every_card_is_whole_and_every_knob_is_accepted(name):
+    card = methods.card(name)
+    assert card.summary and card.equation and card.parts and (card.paper or card.family == "reference")
+    assert "$$" in card._repr_markdown_() and all(knob in card._repr_markdown_() for knob in card.knobs)
+    make(name, **card.knobs)
+
+
+@pytest.mark.parametrize("name", [*JOINT, "mae"])
+def test_no_method_but_the_supervised_one_sees_a_label(name):
+    assert not make(name).uses_labels
+    assert methods.Supervised.uses_labels
+
+
+@pytest.mark.parametrize("name", ["byol", "moco", "dino"])
+def test_no_gradient_reaches_a_teacher_and_it_follows(name):
+    method = make(name)
+    method.loss(views(method)).loss.backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    with torch.no_grad():
+        for p in method.encoder.parameters():
+            p.add_(1.0)
+    before = [p.clone() for p in method.teacher[0].parameters()]
+    method.after_step(0.0)
+    momentum = {"byol": 0.99, "moco": 0.99, "dino": 0.996}[name]
+    for old, new in zip(before, method.teacher[0].parameters(), strict=True):
+        torch.testing.assert_close(new - old, torch.full_like(old, 1 - momentum), atol=1e-5, rtol=1e-3)
+
+
+def test_simclr_is_its_parts():
+    method = make("simclr", temperature=0.2)
+    two = views(method)
+    z = [method.projector(method.encoder(v)) for v in two]
+    torch.testing.assert_close(method.loss(two).loss, objectives.nt_xent(*z, temperature=0.2))
+
+
+def test_moco_contrasts_the_first_view_with_the_teacher_of_the_second():
+    method = make("moco")
+    two = views(method)
+    q = F.normalize(method.projector(method.encoder(two[0])), dim=1)
+    with torch.no_grad():
+        k = F.normalize(method.teacher(two[1]), dim=1)
+    memory = method.compare.directed.queue.clone()
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ memory.reshape(-1, q.shape[1]).T], 1) / 0.2
+    torch.testing.assert_close(method.loss(two).loss, F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)))
+
+
+def test_state_dict_round_trip_is_the_same_method_and_keeps_the_schedule():
+    method, other = make("dino"), make("dino")
+    method.after_step(0.25)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.mul_(1.1)
+    other.load_state_dict(method.state_dict())
+    assert other.progress == 0.25
+    assert torch.equal(other.loss(views(method)).loss, method.loss(views(method)).loss)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "none", "directpred", "directcopy"])
+def test_predictors_of_byol(kind):
+    method = make("byol", predictor=kind)
+    trained = sum(p.numel() for p in method.predictor.parameters() if p.requires_grad)
+    assert (trained == 0) == (kind in ("none", "directpred", "directcopy"))
+    method.loss(views(method)).loss.backward()
+    before = method.predictor(torch.eye(128)).detach().clone() if trained == 0 else None
+    method.after_step(0.5)
+    if kind.startswith("direct"):
+        assert not torch.allclose(method.predictor(torch.eye(128)), before)  # set from what it has seen
+
+
+def test_mae_reconstructs_only_what_it_does_not_see():
+    method = make("mae").eval()
+    images = batch() / 255
+    torch.manual_seed(3)
+    keep, mask, _ = objectives.random_masking(16, 64, 0.75)
+    changed = objectives.patchify(images, 3).clone()
+    changed[~mask.bool()] = 0.123  # what is visible is no target: constant patches would be NaN or 0 if they were
+    torch.manual_seed(3)
+    loss = method.loss([images]).loss
+    target = objectives.patchify(images, 3)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        keep, mask, restore = objectives.random_masking(16, 64, 0.75)
+        prediction = method.decode(method.encoder.features(images, keep), restore)
+        torch.testing.assert_close(objectives.masked_mse(prediction, changed, mask), objectives.masked_mse(prediction, target, mask))
+        torch.testing.assert_close(loss, objectives.masked_mse(prediction, target, mask))
+
+
+def test_decoder_puts_tokens_back_where_they_were():
+    # with a decoder that changes nothing, a visible token comes out at its own place, the mask token everywhere else
+    method = make("mae", decoder_dim=128).eval()
+    method.enter, method.decoder, method.leave = torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()
+    torch.nn.init.zeros_(method.position)
+    torch.nn.init.constant_(method.mask_token, -5.0)
+    keep, mask, restore = objectives.random_masking(2, 64, 0.75)
+    visible = torch.cat([torch.zeros(2, 1, 128), keep[..., None].float().expand(-1, -1, 128)], 1)
+    out = method.decode(visible, restore)[..., 0]
+    assert torch.equal(out[mask.bool()], torch.full((96,), -5.0))
+    for row in range(2):
+        assert out[row][~mask[row].bool()].tolist() == (~mask[row].bool()).nonzero().flatten().tolist()
+
+
+def test_the_users_own_method_in_a_line():
+    @methods.register("mine", family="test", summary="nothing")
+    def mine(encoder, *, weight=2.0, views=None):
+        return methods.JointEmbedding(encoder, lambda p, t: weight * (p[0] - p[1]).square().mean(), projector=[8], views=views)
+
+    try:
+        assert methods.list(family="test") == ["mine"]
+        method = make("mine", weight=3.0, views=lambda x, generator: [x / 255, x / 255 + 0.1])
+        assert method.views.reads == "images" and method.loss(views(method)).loss > 0
+    finally:
+        methods.method._CARDS.pop("mine")
+
+
+@pytest.mark.parametrize("call, error, message", [
+    (lambda: methods.create("barlow_twin"), ValueError, "did you mean 'barlow_twins'"),
+    (lambda: methods.create("simclr", temprature=0.1), TypeError, "did you mean 'temperature'"),
+    (lambda: make("byol", predictor="quadratic"), ValueError, "choose one of mlp"),
+    (lambda: methods.create("mae", encoder=encoders.create("convnet")), TypeError, "use a vision transformer"),
+    (lambda: make("barlow_twins").loss([torch.rand(1, 1, 24, 24)] * 2), ValueError, "1 value|1 example|batch")])
+def test_bad_input_names_value_reason_and_mend(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_mlp_is_linear_norm_relu_linear():
+    kinds = [type(layer).__name__ for layer in mlp([4, 8, 2], last_norm=True)]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
