@@ -5,6 +5,8 @@ BIN := .venv/bin
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Threads that wait for each other sleep instead of taking the cores from whom they wait for.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lab hooks export clean help
 .DEFAULT_GOAL := help

@@ -523,15 +523,13 @@ def _pieces(n, floats, threads):
 
 def _views(recipe, copies, batch, generator):
     "`copies` views of every image by one recipe: (copies, n, c, h, w)."
-    n, shape = len(batch), tuple(batch.shape[1:])
-    plan, out_shape = _draw(recipe, n * copies, shape, generator, batch.device)
-    views = torch.empty(copies, n, *out_shape, device=batch.device)
-    if batch.device.type != "cpu":
-        _fill(views, slice(0, n), plan, batch)
-        return views
-    threads = torch.get_num_threads()
-    pieces = _pieces(n, copies * max(math.prod(shape), math.prod(out_shape)), threads)
-    run = map if threads == 1 or len(pieces) < 2 else _workers(threads).map
+    n, threads = len(batch), torch.get_num_threads() if batch.device.type == "cpu" else 1
+    draw = lambda: _draw(recipe, n * copies, tuple(batch.shape[1:]), generator, batch.device)
+    plan, shape = draw() if threads == 1 else _workers(threads).submit(draw).result()
+    views = torch.empty(copies, n, *shape, device=batch.device)
+    floats = copies * max(math.prod(batch.shape[1:]), math.prod(shape))
+    pieces = _pieces(n, floats, threads) if batch.device.type == "cpu" else [slice(0, n)]
+    run = map if threads == 1 else _workers(threads).map
     list(run(lambda rows: _fill(views, rows, plan, batch), pieces))
     return views
 

@@ -29,7 +29,7 @@ def test_a_few_steps_lower_the_loss_on_the_same_views(name):
     same = method.views(batch(32), generator)
     optimizer = torch.optim.AdamW((p for p in method.parameters() if p.requires_grad), 1e-3)
     losses = []
-    for step in range(12):
+    for _ in range(12):
         torch.manual_seed(0)  # the same mask every time
         loss = method.loss(same).loss
         optimizer.zero_grad()
@@ -123,8 +123,9 @@ def test_mae_reconstructs_only_what_it_does_not_see():
         torch.manual_seed(3)
         keep, mask, restore = objectives.random_masking(16, 64, 0.75)
         prediction = method.decode(method.encoder.features(images, keep), restore)
-        torch.testing.assert_close(objectives.masked_mse(prediction, changed, mask), objectives.masked_mse(prediction, target, mask))
-        torch.testing.assert_close(loss, objectives.masked_mse(prediction, target, mask))
+        expected = objectives.masked_mse(prediction, target, mask)
+        torch.testing.assert_close(objectives.masked_mse(prediction, changed, mask), expected)
+        torch.testing.assert_close(loss, expected)
 
 
 def test_decoder_puts_tokens_back_where_they_were():

@@ -74,7 +74,7 @@ def _chosen(views, which):
     paper="Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1",
     equation=r"\ell_{i,j} = -\log \frac{\exp(s_{i,j}/\tau)}{\sum_{k \ne i} \exp(s_{i,k}/\tau)}",
     parts={"projector": "MLP", "predictor": "none", "target": "same weights", "loss": "`nt_xent`"})
-def simclr(encoder, *, temperature=0.5, projector=(256, 128), views=None):
+def simclr(encoder, *, temperature=0.2, projector=(256, 128), views=None):
     return JointEmbedding(encoder, lambda p, _: objectives.nt_xent(*p, temperature=temperature),
                           projector=projector, views=views)
 
