@@ -109,7 +109,7 @@ def test_moments_are_those_of_the_floats(seed, n, channels):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(20, 200), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5]))
+@given(st.integers(0, 2**31), st.integers(60, 200), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5]))
 def test_holdout_is_stratified_disjoint_and_repeatable(seed, n, classes, fraction):
     labels = torch.randint(-1, classes, (n,), generator=torch.Generator().manual_seed(seed))
     split = Split(torch.zeros(n, 1, 1, 1).byte(), labels, {"row": torch.arange(n)})
@@ -121,6 +121,11 @@ def test_holdout_is_stratified_disjoint_and_repeatable(seed, n, classes, fractio
         whole, held = (labels == label).sum().item(), (valid.labels == label).sum().item()
         assert abs(held - whole * fraction) <= 0.5 + 1e-4
     assert torch.equal(holdout(split, fraction, seed=seed)[1].get("row"), valid.get("row"))
+
+
+def test_holdout_of_classes_too_small_to_share_is_an_error():
+    with pytest.raises(ValueError, match="leaves one side empty"):
+        holdout(Split(torch.zeros(4, 1, 1, 1).byte(), torch.arange(4), {}), 0.1)
 
 
 def test_holdout_depends_on_its_seed_and_checks_its_fraction():
