@@ -162,7 +162,7 @@ def _unflatten(tensors, plain):
 # %% ../nbs/core/06_training.ipynb #f0f70562
 @dataclass
 class Monitor:
-    "knn@k, feature std, RankMe and loss-free spectrum of a sample, while training goes on."
+    "knn@k, feature std and RankMe of a sample, while training goes on."
 
     bank: object  # Split whose labels vote
     queries: object  # Split that is classified; held out from training, never the test split
@@ -271,7 +271,7 @@ class Trainer:
             group["lr"] = rate
         self.trained.train()
         for micro in range(self.accumulate):
-            index = self._next_index()
+            index = self._index(micro)
             with self.fabric.no_backward_sync(self.trained, enabled=micro < self.accumulate - 1):
                 views = self.method.views(self.images[index], self.generator)
                 loss, metrics = self._loss(views, self.labels[index])
@@ -311,14 +311,13 @@ class Trainer:
     def _modules(self):
         return self.trained.module.modules_by_name
 
-    def _next_index(self):
-        "The next batch of this rank: every epoch is a fresh permutation, and what does not fill a batch is left."
-        per_step = self.batch_size * self.fabric.world_size
-        place = self._place * per_step
+    def _index(self, micro):
+        "This rank's rows of a micro-batch: every epoch is a fresh permutation, and what does not fill a batch is left."
+        per_batch = self.batch_size * self.fabric.world_size
+        place = (self.step_number % self.steps_per_epoch * self.accumulate + micro) * per_batch
         if place == 0:
             self._epoch_order = torch.randperm(len(self.images), generator=self.order)
-        mine = self._epoch_order[place : place + per_step][self.fabric.global_rank :: self.fabric.world_size]
-        self._place = (self._place + 1) % (self.steps_per_epoch * self.accumulate)
+        mine = self._epoch_order[place : place + per_batch][self.fabric.global_rank :: self.fabric.world_size]
         return mine.to(self.device)
 
     def _loss(self, views, labels):
@@ -361,7 +360,6 @@ class Trainer:
             self.method.train()
 
     def _resume(self):
-        self._place = 0
         saved = last_checkpoint(self.folder) if self.folder else None
         if saved is None:
             return
@@ -377,7 +375,6 @@ class Trainer:
         self.generator.set_state(tensors["rng/views"])
         torch.set_rng_state(tensors["rng/torch"])
         self._epoch_order = tensors.get("epoch_order")
-        self._place = self.step_number * self.accumulate % (self.steps_per_epoch * self.accumulate)
 
     def _line(self):
         row = self.history.rows[-1]
