@@ -34,6 +34,7 @@ lab: $(READY)
 
 export: $(READY)
 	nbdev_export
+	python .ci/strip_widgets nbs
 	nbdev_clean
 
 hooks: $(READY)

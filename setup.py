@@ -9,8 +9,8 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-# The notebooks that the commands run travel inside the package.
-kinds = [kind for kind in ("reproductions", "benchmarks") if (here / "nbs" / kind).is_dir()]
+# The notebooks that the commands run or open travel inside the package.
+kinds = [kind for kind in ("reproductions", "benchmarks", "explore") if (here / "nbs" / kind).is_dir()]
 notebooks = {f"ssl_nb.notebooks.{kind}": f"nbs/{kind}" for kind in kinds}
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "bench", "dev")}
 

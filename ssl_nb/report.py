@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LOADERS', 'ANSI', 'PICTURES', 'LONG', 'POLICY', 'STYLE', 'UNFOLD', 'mathml', 'markdown', 'offline', 'plain', 'output',
-           'page']
+__all__ = ['LOADERS', 'ANSI', 'PICTURES', 'LONG', 'POLICY', 'STYLE', 'UNFOLD', 'mathml', 'markdown', 'offline', 'with_mathml',
+           'plain', 'output', 'page']
 
 # %% ../nbs/core/07a_report.ipynb #dac1c615
 def mathml(
@@ -91,6 +91,21 @@ def _data_uri(path):
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
+# %% ../nbs/core/07a_report.ipynb #28d868ad
+def with_mathml(
+    nb,  # a notebook of nbformat
+    resources: dict,  # nbconvert's; unchanged
+):
+    "nbconvert's preprocessor: the equations of Markdown cells as MathML."
+    found = re.compile(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|\$([^$\s](?:[^$]*[^$\s])?)\$", re.S)
+    plain_text = str.maketrans({"*": "&#42;", "_": "&#95;"})  # or Markdown takes them for emphasis
+    def converted(match):
+        code, block, inline = match.groups()
+        return code or (mathml(block, "block") if block else mathml(inline)).translate(plain_text)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = found.sub(converted, cell.source)
+    return nb, resources
+
 # %% ../nbs/core/07a_report.ipynb #c3d1705e
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 PICTURES = ("image/png", "image/jpeg", "image/gif")
@@ -111,7 +126,7 @@ def output(
     if out.output_type == "error": return _text(plain("\n".join(out.traceback)), "error")
     data = out.get("data", {})
     for kind in PICTURES:
-        if kind in data: return f'<img alt="" src="data:{kind};base64,{"".join(data[kind].split())}">'
+        if kind in data: return f'<img alt="{_alt(out, kind)}" src="data:{kind};base64,{"".join(data[kind].split())}">'
     if "image/svg+xml" in data: return offline(data["image/svg+xml"])
     if "application/vnd.jupyter.widget-view+json" in data: return ""
     still = offline(data.get("text/html", ""))
@@ -121,6 +136,10 @@ def output(
     for kind in ("text/markdown", "text/latex"):
         if kind in data: return offline(markdown(data[kind]))
     return _text(plain(data["text/plain"])) if "text/plain" in data else ""
+
+def _alt(out, kind):
+    "The text that a picture carries for who cannot see it."
+    return html.escape(out.get("metadata", {}).get(kind, {}).get("alt", ""), quote=True)
 
 def _text(text, kind="", label="text"):
     block = f'<pre class="{kind}">{html.escape(text.strip(chr(10)))}</pre>'

@@ -26,8 +26,8 @@ from types import SimpleNamespace
 
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'PACKAGES', 'PATIENCE', 'scaled', 'verdict', 'Result', 'Run', 'Conclusion', 'RunRefused',
-           'RunFailed', 'Parameter', 'Reproduction', 'read_notebook', 'value_of', 'notebooks', 'find', 'resolve',
-           'identity', 'cores', 'versions', 'load_run', 'reproduce', 'results_table']
+           'RunFailed', 'Parameter', 'Reproduction', 'read_notebook', 'value_of', 'notebooks', 'lessons', 'find',
+           'resolve', 'identity', 'cores', 'versions', 'load_run', 'reproduce', 'results_table']
 
 # %% ../nbs/core/07_reproduce.ipynb #d44f2092
 def scaled(
@@ -396,6 +396,10 @@ def notebooks(
             raise RunRefused(f"there is no folder {folder}; SSL_NB_NOTEBOOKS must name existing folders")
         for path in sorted(folder.glob("[!.]*.ipynb")): found.setdefault(prefix + path.stem, path)
     return found
+
+def lessons() -> dict[str, Path]:
+    "The notebooks that teach with widgets, by name."
+    return {path.stem: path for path in sorted((_home() / "explore").glob("[!.0-9]*.ipynb"))}
 
 def _package():
     import ssl_nb

@@ -40,6 +40,7 @@ def test_notebook_is_executed_and_light(path):
         for output in cell.outputs:
             assert output.output_type != "error", f"a committed error: {cell.source}"
             for kind, content in output.get("data", {}).items():
+                assert "widget-view" not in kind, "a widget without its kernel shows an error: run make export"
                 size = len(str(content)) * (3 / 4 if kind.startswith("image/") else 1)
                 assert size < 100_000, f"an output of {size:.0f} bytes behind: {cell.source}"
 
