@@ -8,7 +8,7 @@ __all__ = ['Split', 'Spec', 'Data', 'moments', 'holdout', 'register', 'names', '
            'from_npz']
 
 # %% ../nbs/core/02_data.ipynb #60aadb6b
-import difflib, gzip, hashlib, importlib, inspect, os, tarfile, tempfile, warnings, zipfile, zlib
+import gzip, hashlib, importlib, inspect, os, tarfile, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from .spelling import unknown
 
 # %% ../nbs/core/02_data.ipynb #3e4e8825
 @dataclass(repr=False)
@@ -151,13 +153,6 @@ def names() -> list[str]:
     return sorted(_LOADERS)
 
 # %% ../nbs/core/02_data.ipynb #b4a39fbd
-def _nearest(name: str, known) -> str:
-    "' Did you mean ...?', or nothing."
-    plain = {"".join(c for c in k.lower() if c.isalnum()): k for k in known}
-    near = difflib.get_close_matches("".join(c for c in name.lower() if c.isalnum()), plain, n=1, cutoff=0.5)
-    return f" Did you mean {plain[near[0]]!r}?" if near else ""
-
-
 def _loader(name: str) -> Callable:
     found = _LOADERS.get(name)
     if isinstance(found, str):
@@ -167,8 +162,7 @@ def _loader(name: str) -> Callable:
     path = Path(name).expanduser()
     if path.suffix == ".npz": return _bind(from_npz, path)
     if path.is_dir() or name[:1] in "./~" or os.sep in name: return _bind(from_folder, path)
-    raise ValueError(f"no data set is called {name!r}.{_nearest(name, names())} Known: {', '.join(names())}; "
-                     "or give the path of a folder of images or of an .npz file.")
+    raise ValueError(unknown("data set", name, names()) + "; or give the path of a folder of images or of an .npz file")
 
 
 def _bind(function, path):
@@ -190,8 +184,7 @@ def load(
     known = [p for p in inspect.signature(loader).parameters]
     for option in options:
         if option not in known:
-            raise ValueError(f"load({str(name)!r}) has no option {option!r}.{_nearest(option, known)} "
-                             f"Its options: {', '.join(known) or 'none'}.")
+            raise ValueError(unknown(f"option of load({str(name)!r})", option, known))
     return loader(**options)
 
 # %% ../nbs/core/02_data.ipynb #da6a5db0

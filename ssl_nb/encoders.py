@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .spelling import unknown
+
 # %% ../nbs/core/05_encoders.ipynb #b3af314d
 class Encoder(nn.Module):
     "A timm network that takes images (n, c, h, w), bytes or floats in [0, 1], and normalises them itself."
@@ -145,11 +147,7 @@ def _timm(name, in_chans, img_size, **knobs):
     import timm
 
     if not timm.is_model(name):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, names(), n=3)
-        raise ValueError(f"no encoder is called {name!r}; {'nearest: ' + ', '.join(near) if near else ''}"
-                         " (all names: encoders.names())")
+        raise ValueError(unknown("encoder", name, names(), most=4) + " (encoders.names())")
     try:
         model = timm.create_model(name, in_chans=in_chans, num_classes=0, img_size=img_size, **knobs)
     except TypeError:  # a network that takes any size and therefore no img_size

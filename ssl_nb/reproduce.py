@@ -20,9 +20,10 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
+
+from .spelling import unknown
 
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'PACKAGES', 'PATIENCE', 'scaled', 'verdict', 'Result', 'Run', 'Conclusion', 'RunRefused',
@@ -37,17 +38,11 @@ def scaled(
     **scales: dict,  # the settings of each scale, by name
 ) -> SimpleNamespace:
     "The settings of `scale`, with those that were given in their place."
-    if scale not in scales: raise ValueError(_unknown("scale", scale, scales))
+    if scale not in scales: raise ValueError(unknown("scale", scale, scales))
     given = {name: value for name, value in (given or {}).items() if value is not None}
     missing = set().union(given, *scales.values()) - set(scales[scale])
     if missing: raise ValueError(f"scale {scale!r} does not set {', '.join(sorted(missing))}; add it there")
     return SimpleNamespace(scale=scale, **{**scales[scale], **given})
-
-def _unknown(what, name, known):
-    "One message for every misspelt name: the nearest known one, else all of them."
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
-    return f"unknown {what} {name!r}; {hint}"
 
 # %% ../nbs/core/07_reproduce.ipynb #2cb6518a
 VERDICTS = ("reproduced", "not reproduced at this scale", "contradicted at this scale")
@@ -417,7 +412,7 @@ def find(
     "The notebook of that name, read; an unknown name is answered with the nearest known one."
     if name.endswith(".ipynb") and Path(name).is_file(): return read_notebook(name)
     known = notebooks(folders)
-    if name not in known: raise RunRefused(_unknown("reproduction", name, known))
+    if name not in known: raise RunRefused(unknown("reproduction", name, known))
     return read_notebook(known[name], name)
 
 def resolve(
@@ -427,12 +422,12 @@ def resolve(
     "Every parameter with its value. All that is wrong is said at once, before anything runs."
     known, wrong, values = reproduction.parameters, [], {}
     if "out" in given: wrong.append("out is filled in by the run; choose the folder of runs with --runs DIR")
-    wrong += [_unknown("parameter", name, known) for name in given if name not in known and name != "out"]
+    wrong += [unknown("parameter", name, known) for name in given if name not in known and name != "out"]
     for name, parameter in known.items():
         try: values[name] = value_of(parameter, given[name]) if name in given else parameter.default
         except ValueError as error: wrong.append(str(error))
     if reproduction.scales and values.get("scale") not in (None, *reproduction.scales):
-        wrong.append(_unknown("scale", values["scale"], reproduction.scales))
+        wrong.append(unknown("scale", values["scale"], reproduction.scales))
     if wrong: raise RunRefused(f"{reproduction.name}: " + "\n".join(wrong))
     return values
 

@@ -15,7 +15,7 @@ Operations take their parameters as tensors, a row for each image (`crop_resize`
 such parameters at random (`Crop`, `Jitter`, ...). `Views` is a list of parts for each view, `create` a published list."""
 
 # %% ../nbs/core/04_views.ipynb #237b02a2
-import difflib, inspect, math, os, threading
+import inspect, math, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +24,8 @@ from itertools import groupby
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .spelling import unknown
 
 # %% ../nbs/core/04_views.ipynb #44432289
 def to_float(
@@ -657,13 +659,9 @@ def create(
     **knobs,  # `size`, and what the function of that name takes
 ) -> Views:
     "A published view maker by name. Raises ValueError for an unknown name or knob, with the nearest known one."
-    if name not in _PRESETS: raise ValueError(f"No views named {name!r}. {_known(name, _PRESETS)}")
+    if name not in _PRESETS: raise ValueError(unknown("views", name, _PRESETS))
     known = inspect.signature(_PRESETS[name]).parameters
     for knob in knobs:
-        if knob not in known: raise ValueError(f"Views {name!r} have no knob {knob!r}. {_known(knob, known)}")
+        if knob not in known: raise ValueError(unknown(f"knob of the views {name!r}:", knob, known))
     if "size" not in knobs: raise ValueError(f"Views {name!r} need a size: create({name!r}, size=32), pixels of a view.")
     return _PRESETS[name](**knobs)
-
-def _known(name, names):
-    nearest = difflib.get_close_matches(str(name), names, 1)
-    return (f"Did you mean {nearest[0]!r}? " if nearest else "") + f"Known: {', '.join(names)}."

@@ -53,11 +53,11 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     def hover():
         page.mouse.move(place[0] - 30, place[1])
         page.mouse.move(*place, steps=10)
-    said = changes(page, canvas, hover)
-    looked = kernel.ask("w.point")
-    assert f"Looked at: #{looked}" in said
+    changes(page, canvas, hover)
+    looked = kernel.ask("w.point")  # that point, or one that lies on it
+    page.wait_for_function("([c, text]) => c.getAttribute('aria-label').includes(text)", arg=[canvas.element_handle(), f"Looked at: #{looked},"])
     near = kernel.ask("((w._flat(w.state)[w.point] - w._flat(w.state)[100]).norm() / w.scatter.frame[1]).item()")
-    assert near < 0.05  # that point, or one that lies on it
+    assert near < 0.05
 
     # a click on a neighbour's picture looks at that one, arrow keys go on
     first = kernel.ask("w.points.nearest(w.state, w.point, 8)[0].tolist()")
@@ -88,15 +88,16 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     search.fill("17")
     search.press("Enter")
     assert kernel.wait("w.chosen.tolist() == [17]")
+    page.wait_for_function("c => c.getAttribute('aria-label').includes('1 point is selected')", arg=canvas.element_handle())
 
     # recolour and morph
-    page.get_by_label("colour").select_option("ink")
+    page.get_by_label("colour", exact=True).select_option("ink")
     assert kernel.wait("w.colours.name == 'ink'")
     before = kernel.ask("w.scatter.points[:3, :2].tolist()")
     slide(page, "state")
     assert kernel.wait("w.state == 'noise 1'")
-    assert kernel.ask("w.scatter.points[:3, :2].tolist()") != before and kernel.ask("w.scatter.widget.transition_points")
-    page.get_by_label("beside it").select_option("noise 2")
+    assert kernel.ask("w.scatter.points[:3, :2].tolist()") != before and kernel.wait("w.scatter.widget.transition_points")
+    page.get_by_label("beside it", exact=True).select_option("noise 2")
     kernel.wait("w.second is not None")
     page.wait_for_timeout(1500)
     shoot(page, "embedding_map_beside")

@@ -146,16 +146,16 @@ def test_holdout_depends_on_its_seed_and_checks_its_fraction():
     [("digit", "digits"), ("MNIST", "mnist"), ("cifar-10", "cifar10"), ("fashionmnist", "fashion_mnist")],
 )
 def test_unknown_names_get_the_nearest(wrong, meant):
-    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
         load(wrong)
 
 
 def test_unknown_options_get_the_nearest():
-    with pytest.raises(ValueError, match="no option 'donwload'.*'download'"):
+    with pytest.raises(ValueError, match="'donwload'; did you mean 'download'"):
         load("mnist", donwload=True)
-    with pytest.raises(ValueError, match="no option 'sise'.*'size'"):
+    with pytest.raises(ValueError, match="'sise'; did you mean 'size'"):
         load("scenes", sise=32)
-    with pytest.raises(ValueError, match="Its options: none"):
+    with pytest.raises(ValueError, match="known: none"):
         load("digits", size=9)
 
 

@@ -543,8 +543,8 @@ def test_blur_kernel_spans_a_tenth_of_the_side(size, radius):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: V.create("simclir", size=32), "Did you mean 'simclr'"),
-        (lambda: V.create("dino", size=32, local_view=3), "Did you mean 'local_views'"),
+        (lambda: V.create("simclir", size=32), "did you mean 'simclr'"),
+        (lambda: V.create("dino", size=32, local_view=3), "did you mean 'local_views'"),
         (lambda: V.create("mae"), "size=32"),
         (lambda: V.create("simclr", size=0), "positive number of pixels"),
         (lambda: V.create("simclr", size=32, scale=(0.5, 0.2)), "smallest, largest"),

@@ -99,11 +99,11 @@ _UNITS = {"scale": "share of area", "global_scale": "share of area", "local_scal
 _AT_24_PIXELS = {"strength": 0.5, "blur": 0.0, "local_size": 8}  # what None stands for in the presets
 
 
-def knob_controls(name: str, default) -> list:
+def knob_controls(name: str, default, unit: str | None = None) -> list:
     "The control, or one for each view, of a view maker's parameter."
     low, high = _RANGES[name]
     default = _AT_24_PIXELS[name] if default is None else default
-    unit = _UNITS.get(name, "")
+    unit = _UNITS.get(name, "") if unit is None else unit
     if "scale" in name:
         return [ipywidgets.FloatRangeSlider(
             value=default, min=low, max=high, step=0.01, description=f"{name} ({unit})", readout_format=".2f", tooltip=f"smallest and largest {name}",
@@ -128,7 +128,7 @@ class ViewsGallery(Explorer):
     `data`: a `Data` with its factors (None: colour scenes), a `Split`, or images (n, c, h, w) as bytes or floats in [0, 1]; training
     needs a `Data`. `maker`: your own view maker in place of a preset's. `preset`: of `ssl_nb.views.names()`, or "scenes"."""
 
-    columns, height = 4, 250
+    columns, height = 3, 260
 
     def build(self, source=None, preset: str = "simclr", maker=None, steps: int = 150, count: int = 8):
         self.steps, self.maker, self.readings, self.seed, self.thread = steps, maker, [], 0, None
@@ -159,13 +159,19 @@ class ViewsGallery(Explorer):
 
     def _scene_knobs(self):
         shared = {factor: [switch(f"same {factor}", False, f"both views show the same {factor}")] for factor in scenes.FACTORS}
-        drawn = {name: knob_controls(name, default) for name, default in
-                 {"position": 1.0, "angle": 20.0, "scale": (0.55, 0.9), "contrast": 0.7}.items()}
+        drawn = {"position": knob_controls("position", 1.0), "angle": knob_controls("angle", 20.0),
+                 "scale": knob_controls("scale", (0.55, 0.9), "share of side"), "contrast": knob_controls("contrast", 0.7)}
         return {f"shared {name}": control for name, control in shared.items()} | drawn
 
     def values(self) -> dict:
         "The parameters as the controls stand."
-        return {name: tuple(c.value for c in several) if len(several) > 1 else several[0].value for name, several in self.knobs.items()}
+        return {name: tuple(map(_rounded, several)) if len(several) > 1 else _rounded(several[0]) for name, several in self.knobs.items()}
+
+    def words(self) -> str:
+        "The views and their parameters, to be read."
+        if self.maker: return "your own view maker"
+        said = [name if value is True else f"{name} {value}" for name, value in self.values().items() if value is not False]
+        return f"{self.preset.value} ({', '.join(said)})"
 
     def views(self):
         "The view maker as the controls stand."
@@ -193,7 +199,7 @@ class ViewsGallery(Explorer):
         if not self.readings: self.readings.append(read("untrained", network(maker, self.sets), self.sets))
         name = "own views" if self.maker else self.preset.value
         self.readings.append(read(f"{len(self.readings)}: {name}", train_under(maker, self.sets, steps, advance=said), self.sets))
-        self.say(f"{self.readings[-1].name} was trained for {steps} steps ({', '.join(f'{k} {v}' for k, v in self.values().items())})")
+        self.say(f"network {len(self.readings) - 1} was trained for {steps} steps under {self.words()}")
         self.redraw()
 
     def panels(self):
@@ -214,12 +220,17 @@ class ViewsGallery(Explorer):
 
     @property
     def alt(self):
-        name = "your own view maker" if self.maker else self.preset.value
-        text = f"{len(self.batch)} images and their views by {name} ({', '.join(f'{k} {v}' for k, v in self.values().items())})."
+        text = f"{len(self.batch)} images and their views by {self.words()}."
         if not self.readings: return text
         last = self.readings[-1]
         read_off = ", ".join(f"{f} {float(v):.2f}" for f, v in last.embedding.items())
         return f"{text} From the embedding of {last.name}, a linear probe reads {read_off}."
+
+
+def _rounded(control):
+    "The value as it is shown: 0.1 + 0.2 is not."
+    value = control.value
+    return tuple(round(v, 3) for v in value) if isinstance(value, tuple) else round(value, 3) if isinstance(value, float) else value
 
 
 def _sets(source):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..objectives import Scheduled
+from ..spelling import unknown
 
 # %% ../../nbs/methods/01_method.ipynb #26e3539b
 class Step(NamedTuple):
@@ -115,7 +116,7 @@ def list_methods(
 def card(name: str) -> Card:
     "Paper, equation, family, parts and knobs of a method."
     if name not in _CARDS:
-        raise ValueError(f"no method is called {name!r};{_nearest(name, _CARDS)} known: {', '.join(list_methods())}")
+        raise ValueError(unknown("method", name, list_methods()))
     return _CARDS[name]
 
 
@@ -126,22 +127,13 @@ def create(
 ) -> Method:
     "A method by name, ready to train."
     entry = card(name)
-    unknown = [knob for knob in knobs if knob not in entry.knobs]
-    if unknown:
-        raise TypeError(f"{name} has no knob {unknown[0]!r};{_nearest(unknown[0], entry.knobs)} "
-                        f"its knobs: {', '.join(entry.knobs)}")
+    for knob in knobs:
+        if knob not in entry.knobs: raise TypeError(unknown(f"knob of {name}:", knob, entry.knobs))
     if encoder is None:
         from ssl_nb import encoders
 
         encoder = encoders.create("convnet")
     return entry.recipe(encoder, **knobs)
-
-# %% ../../nbs/methods/01_method.ipynb #91b5f4c9
-def _nearest(name, known):
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=1)
-    return f" did you mean {near[0]!r}?" if near else ""
 
 # %% ../../nbs/methods/01_method.ipynb #5b590633
 def mlp(
