@@ -543,7 +543,7 @@ def _execute(reproduction, values, partial, lock, say):
                 return papermill.execute_notebook(
                     _braced(reproduction.path), _braced(partial / "notebook.ipynb"),
                     {**values, "out": str(partial)}, kernel_name="python3", language="python",
-                    kernel_manager_class=kernel, start_timeout=120, iopub_timeout=120, coalesce_streams=True,
+                    kernel_manager_class=kernel, start_timeout=120, iopub_timeout=120, coalesce_streams=True, store_widget_state=False,
                     progress_bar=bar and progress, stdout_file=_Lines(say, bar),
                     on_cell_start=lambda **_: begun.append(True))
             except PapermillExecutionError as error: raise RunFailed(_cell_error(error)) from None

@@ -17,9 +17,12 @@ def test_train_turn_pause_and_reset(lab, page):
     assert "Run B (simsiam, no stop-gradient) at step 0" in canvas.get_attribute("aria-label")
 
     button = lambda name: page.locator("button.jupyter-button", has_text=name)  # an icon is part of its name
+    page.get_by_text("as if all were well").wait_for()  # what to watch
     before = canvas.screenshot()
     assert "at step 5" in changes(page, canvas, button("step").click)
     assert canvas.screenshot() != before
+
+    assert kernel.ask("w.runs[0].settings.lambda_") == 5e-3  # rounded by its slider, it would be 5.01e-3
 
     button("start").click()
     kernel.wait("w.running and w.runs[1].steps > 60")  # the kernel answers while a thread trains
@@ -49,7 +52,7 @@ def test_train_turn_pause_and_reset(lab, page):
     kernel.wait("[run.measures.dim for run in w.runs] == [3, 3]")
     kernel.wait("w.canvas.drawn == w.canvas.count")
     before = canvas.screenshot()
-    slide(page, "turn", "PageUp", 3)
+    slide(page, "turn (degrees)", "PageUp", 6)
     kernel.wait("w.turn.value > 20 and w.canvas.drawn == w.canvas.count")
     assert canvas.screenshot() != before
     shoot(page, "collapse_sphere")

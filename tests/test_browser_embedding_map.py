@@ -97,6 +97,12 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     slide(page, "state")
     assert kernel.wait("w.state == 'noise 1'")
     assert kernel.ask("w.scatter.points[:3, :2].tolist()") != before and kernel.wait("w.scatter.widget.transition_points")
+    slide(page, "state")  # in the middle of the morph
+    slide(page, "state", "ArrowLeft")
+    where = "[...document.querySelectorAll('.jp-OutputArea div')].find(e => e.api?.draw).api.get('points')[7].slice(0, 2)"
+    assert kernel.wait("w.state == 'noise 1'")
+    wanted = kernel.ask("w.scatter.points[7, :2].tolist()")
+    page.wait_for_function(f"([x, y]) => {{ const [a, b] = {where}; return Math.abs(a - x) + Math.abs(b - y) < 1e-3; }}", arg=wanted)
     page.get_by_label("beside it", exact=True).select_option("noise 2")
     kernel.wait("w.second is not None")
     page.wait_for_timeout(1500)

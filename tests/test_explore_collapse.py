@@ -207,6 +207,13 @@ def test_absent_knobs_are_off_and_say_why(lab):
     assert "choose 'linear'" in lab.message and lab.knobs["method"].value == "simclr" and not lab.error
 
 
+def test_rounding_by_a_slider_is_no_change(lab):
+    lab.knobs["weight_decay"].value = 1.01e-4
+    assert lab.runs[0].settings.weight_decay == 1e-4 and lab._is_preset()
+    lab.knobs["weight_decay"].value = 1.023e-4  # a notch
+    assert lab.runs[0].settings.weight_decay == 1.023e-4 and not lab._is_preset()
+
+
 def test_sphere_for_three_dimensions(lab):
     assert lab.turn.disabled
     lab.target.value = "both"

@@ -307,6 +307,21 @@ def test_hover_click_lasso_search_and_export(tmp_path):
     assert w.error is None and w.chosen.tolist() == [0]
 
 
+def test_neighbours_beside_the_map_are_by_its_metric():
+    x = gaussian(50, 4) + 5
+    w = EmbeddingMap(x, metric="euclidean", method="pca")
+    index, distance = neighbour_graph(x, 8, "euclidean")
+    found, values = w._nearest()
+    assert found.tolist() == index[0].tolist()
+    torch.testing.assert_close(values, distance[0], rtol=1e-4, atol=1e-5)
+    assert "distance" in w.panels()[1].note
+
+
+def test_features_of_zeros_are_shown():
+    w = EmbeddingMap(torch.zeros(40, 4), method="pca").wait()
+    assert w.error is None and w.figure()._repr_png_()
+
+
 def test_colours_reach_the_map():
     x, labels = blobs()
     w = EmbeddingMap(x, labels=labels, columns={"loss": np.linspace(0, 1, 120)}, method="pca").wait()

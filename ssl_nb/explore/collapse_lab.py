@@ -583,6 +583,8 @@ class CollapseLab(Explorer):
     def _turn_knob(self, name, value):
         if self._filling: return
         which = range(len(self.runs)) if self.target.value == "both" else [self._turned()]
+        shown = getattr(self._wanted.get(self._turned(), self.runs[self._turned()].settings), name)
+        if isinstance(value, float) and math.isclose(value, shown, rel_tol=0.012): return  # the browser rounds to the grid of a slider
         try:
             wanted = {i: replace(self._wanted.get(i, self.runs[i].settings), **{name: value}) for i in which}
             for settings in wanted.values():

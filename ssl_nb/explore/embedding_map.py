@@ -131,14 +131,14 @@ class Points:
         values, classes = self.columns[name], self.classes if name == "label" else None
         return colouring(name, values, classes)
 
-    def nearest(self, state: str, point: int, k: int) -> tuple[Int[Tensor, "k"], Float[Tensor, "k"]]:
-        "The k other points most similar by cosine to one of them, best first, and how similar."
+    def nearest(self, state: str, point: int, k: int, metric: str = "cosine") -> tuple[Int[Tensor, "k"], Float[Tensor, "k"]]:
+        "The k other points nearest to one of them, best first, and their similarity (cosine) or distance (euclidean)."
         x = self.features[state]
         if state not in self._norms: self._norms[state] = x.norm(dim=1).clamp(min=1e-12)
-        similar = x @ x[point] / (self._norms[state] * self._norms[state][point])
-        similar[point] = -torch.inf
-        found = similar.topk(min(k, self.n - 1))
-        return found.indices, found.values
+        near = x @ x[point] / (self._norms[state] * self._norms[state][point]) if metric == "cosine" else -(x - x[point]).norm(dim=1)
+        near[point] = -torch.inf
+        found = near.topk(min(k, self.n - 1))
+        return found.indices, found.values if metric == "cosine" else -found.values
 
     def describe(self, point: int) -> str:
         "Index, name, label and columns of a point, in words."
@@ -600,7 +600,7 @@ class EmbeddingMap(Explorer):
     def picked(self, panel, x, y, cell):
         "A neighbour was clicked: look at that one, and at its neighbours."
         if panel != 1 or cell is None: return
-        near, i = self.points.nearest(self.state, self.point, _NEAR)[0], cell[0] * _ACROSS + cell[1]
+        near, i = self._nearest()[0], cell[0] * _ACROSS + cell[1]
         if i < len(near):
             self.point = int(near[i])
             self.redraw()
@@ -651,19 +651,23 @@ class EmbeddingMap(Explorer):
         if self.points.images is None: return Panel(title, [Label(0, 0, note or title)], xlim=(-1, 1), ylim=(-1, 1), ticks=False)
         return Panel(title, [Picture(thumbnails(self.points.images, [self.point], 1))], note=note)
 
+    def _nearest(self):
+        "Neighbours in the original space, by the metric that the map is made from."
+        return self.points.nearest(self.state, self.point, _NEAR, self.wanted.metric)
+
     def _near_panel(self):
-        near, similar = self.points.nearest(self.state, self.point, _NEAR)
-        flat = self._flat(self.state)
+        near, value = self._nearest()
+        flat, what = self._flat(self.state), "cosine" if self.wanted.metric == "cosine" else "distance"
         away = (flat - flat[self.point]).square().sum(1)
         away[self.point] = torch.inf
         kept = len(set(near.tolist()) & set(away.topk(len(near), largest=False).indices.tolist()))
-        note = f"cosine {similar[0]:.2f} to {similar[-1]:.2f}; {kept} of {len(near)} so on the map"
+        note = f"{what} {value[0]:.2f} to {value[-1]:.2f}; map keeps {kept} of {len(near)}"
         title = "nearest in the original space"
         if self.points.images is not None:
             rows = -(-len(near) // _ACROSS)
             return Panel(title, [Picture(thumbnails(self.points.images, near, _ACROSS), grid=(rows, min(len(near), _ACROSS)))], note=note)
         texts = [self.points.text("label", i) if "label" in self.points.columns else f"#{i}" for i in near.tolist()]
-        return Panel(title, [Bars(np.arange(len(near)), similar)], y="cosine", xticks=texts, note=note)
+        return Panel(title, [Bars(np.arange(len(near)), value)], y=what, xticks=texts, note=note)
 
     def _spectrum_panel(self):
         every = self.measured()
@@ -673,7 +677,9 @@ class EmbeddingMap(Explorer):
         rows = f"{some.count:,}" if some.rows == some.count else f"{some.rows:,} of {some.count:,}"
         of_all = "" if some is every else f" (all: {every.rankme:.1f})"
         note = f"RankMe {some.rankme:.1f}{of_all}, eff. rank {some.effective_rank:.1f}"
-        return Panel(f"singular values, {rows} points", marks, x="index", y="relative to the largest", log="y", note=note)
+        low = min(float(np.nanmin(m.y)) for m in marks)
+        return Panel(f"singular values, {rows} points", marks, x="index", y="relative to the largest", log="y", note=note,
+                     ylim=(10 ** np.floor(np.log10(low) - 0.01), 1.3))
 
     def _alignment_panel(self):
         every = self.measured()
@@ -768,5 +774,5 @@ def _words(r: MapRecipe, short: bool = False) -> str:
     return f"{name}, n_neighbors {r.neighbors}, min_dist {r.min_dist:g}" + ("" if short else f", {r.metric}, seed {r.seed}")
 
 def _relative(s: Tensor) -> Tensor:
-    s = s / s[0].clamp(min=1e-30)
-    return torch.where(s > 1e-9, s, torch.nan)
+    s = (s / s[0].clamp(min=1e-30)).where(s > 1e-9 * s[0], torch.tensor(torch.nan, dtype=s.dtype))
+    return s if s.isfinite().any() else torch.ones_like(s)

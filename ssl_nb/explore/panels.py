@@ -317,7 +317,7 @@ function render({ model, el }) {
     c.scale(sharp, sharp); c.fillStyle = "#fff"; c.fillRect(0, 0, width, rows * h);
     placed = frame.panels.map((panel, i) => {
       const box = { x: (i % columns) * w, y: Math.floor(i / columns) * h, w, h }, at = place(panel, box);
-      axes(c, at, box);
+      c.save(); c.beginPath(); c.rect(box.x, box.y, w, h); c.clip(); axes(c, at, box); c.restore();
       c.save(); c.beginPath(); c.rect(at.x - 2, at.y - 2, at.w + 4, at.h + 4); c.clip(); c.font = FONT;
       for (const m of panel.marks) marks[m.kind](c, at, m);
       c.restore();
@@ -480,7 +480,8 @@ def choice(label: str, options, value=None, tooltip=""):
 
 def switch(label: str, value: bool = False, tooltip=""):
     "On or off."
-    return ipywidgets.Checkbox(value=value, description=label, indent=False, tooltip=tooltip or label, layout=ipywidgets.Layout(width="auto"))
+    return ipywidgets.Checkbox(value=value, description=label, indent=False, tooltip=tooltip or label,
+                              layout=ipywidgets.Layout(width="auto", margin="2px 14px 2px 2px"))
 
 
 def button(label: str, call=None, tooltip="", icon=""):  # icon: a name of Font Awesome, such as "play"
