@@ -226,5 +226,6 @@ def _hand_over(*words):
     import os
     import sys
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a kernel whose threads spin starves the browser beside it
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", *words])

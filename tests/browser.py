@@ -1,4 +1,5 @@
 """A real JupyterLab or Voila on loopback, a real Chromium in front of it, and a line to the kernel behind it."""
+
 import json
 import os
 import secrets
@@ -15,8 +16,17 @@ from pathlib import Path
 import nbformat
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 WAIT = 120  # seconds a page may take on a busy machine; nothing here is timed
 SHOTS = Path(os.environ.get("SSL_NB_SHOTS", Path(__file__).parent / ".screenshots"))
 
@@ -38,10 +48,18 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder, self.token = folder, secrets.token_hex(8)
-        environment = os.environ | {
-            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "TMPDIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder / "config"),
-            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = (
+            os.environ
+            | {"OMP_WAIT_POLICY": "PASSIVE"}
+            | {
+                "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+                "TMPDIR": str(folder),
+                "JUPYTER_CONFIG_DIR": str(folder / "config"),
+                "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+                "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            }
+        )
         words = [word.format(port=self.port, token=self.token) for word in command]
         self.log = open(folder / "server.log", "a+")
         self.process = subprocess.Popen(words, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
@@ -106,14 +124,16 @@ class Kernel:
 
 
 def jupyterlab(folder: Path) -> Server:
-    words = "jupyter lab --no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port={port} --IdentityProvider.token={token} " \
-            "--LabApp.expose_app_in_browser=True --LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
+    words = (
+        "jupyter lab --no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port={port} --IdentityProvider.token={token} "
+        "--LabApp.expose_app_in_browser=True --LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
+    )
     return Server([sys.executable, "-m", *words.split()], folder)
 
 
 @contextmanager
-def voila(notebook: Path, folder: Path):
-    "`ssl_nb serve` on one notebook."
+def voila(notebook: Path | str, folder: Path):
+    "`ssl_nb serve` on one notebook, a file or the name of a lesson."
     server = Server([str(Path(sys.executable).parent / "ssl_nb"), "serve", str(notebook), "--port", "{port}"], folder)
     try:
         yield server
@@ -121,15 +141,19 @@ def voila(notebook: Path, folder: Path):
         server.stop()
 
 
-def open_and_run(page, server: Server, notebook: Path) -> Kernel:
+def open_and_run(page, server: Server, notebook: Path, wait: int = WAIT) -> Kernel:
     "Open a notebook of the server's folder in JupyterLab, run all its cells, and wait until they have."
     page.goto(server.url(f"/lab/tree/{notebook.relative_to(server.folder)}?reset&token={server.token}"))
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=WAIT * 1000)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT * 1000)
+    page.wait_for_function(
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT * 1000
+    )
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     kernel = server.kernel()
-    page.wait_for_function("[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.textContent))",
-                           timeout=WAIT * 1000)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.textContent))",
+        timeout=wait * 1000,
+    )
     return kernel
 
 
@@ -146,7 +170,9 @@ def changes(page, canvas, act):
     "Do something, and wait until the canvas says something else. Returns its text."
     before = canvas.get_attribute("aria-label")
     act()
-    page.wait_for_function("([c, before]) => c.getAttribute('aria-label') !== before", arg=[canvas.element_handle(), before], timeout=WAIT * 1000)
+    page.wait_for_function(
+        "([c, before]) => c.getAttribute('aria-label') !== before", arg=[canvas.element_handle(), before], timeout=WAIT * 1000
+    )
     return canvas.get_attribute("aria-label")
 
 
@@ -164,8 +190,8 @@ def slide(page, label: str, keys: str = "ArrowRight", times: int = 1, index: int
         handle.press(keys)
 
 
-def shoot(page, name: str) -> Path:
-    "Keep a screenshot, as an artefact to be looked at."
+def shoot(page, name: str, whole: bool = False) -> Path:
+    "Keep a screenshot, of the window or of the whole page, as an artefact to be looked at."
     SHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png")
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)
     return SHOTS / f"{name}.png"

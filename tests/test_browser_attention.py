@@ -1,4 +1,5 @@
 """AttentionMap in a real JupyterLab and a real Voila: sliders, a click on a patch, arrow keys, a click on a head."""
+
 import pytest
 from browser import changes, click_panel, drawn, open_and_run, shoot, slide, voila, write_notebook
 
@@ -53,7 +54,10 @@ def test_sliders_clicks_and_keys(lab, page):
 
 
 def test_two_encoders_on_a_page_of_voila(chromium, page, tmp_path):
-    pair = WIDGET.replace("image=2)", "image=2, second=encoders.create('vit', in_chans=1, img_size=24, patch_size=6, depth=1), names=('fine', 'coarse'))")
+    pair = WIDGET.replace(
+        "image=2)",
+        "image=2, second=encoders.create('vit', in_chans=1, img_size=24, patch_size=6, depth=1), names=('fine', 'coarse'))",
+    )
     with voila(write_notebook(tmp_path / "attention.ipynb", "# Two networks", pair), tmp_path) as server:
         page.goto(server.url("/"))
         canvas = drawn(page)

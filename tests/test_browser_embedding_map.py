@@ -1,4 +1,5 @@
 """EmbeddingMap in a real JupyterLab: hover, lasso, search, recolour, morph."""
+
 import json
 
 import pytest
@@ -53,9 +54,12 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     def hover():
         page.mouse.move(place[0] - 30, place[1])
         page.mouse.move(*place, steps=10)
+
     changes(page, canvas, hover)
     looked = kernel.ask("w.point")  # that point, or one that lies on it
-    page.wait_for_function("([c, text]) => c.getAttribute('aria-label').includes(text)", arg=[canvas.element_handle(), f"Looked at: #{looked},"])
+    page.wait_for_function(
+        "([c, text]) => c.getAttribute('aria-label').includes(text)", arg=[canvas.element_handle(), f"Looked at: #{looked},"]
+    )
     near = kernel.ask("((w._flat(w.state)[w.point] - w._flat(w.state)[100]).norm() / w.scatter.frame[1]).item()")
     assert near < 0.05
 
@@ -102,7 +106,9 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     where = "[...document.querySelectorAll('.jp-OutputArea div')].find(e => e.api?.draw).api.get('points')[7].slice(0, 2)"
     assert kernel.wait("w.state == 'noise 1'")
     wanted = kernel.ask("w.scatter.points[7, :2].tolist()")
-    page.wait_for_function(f"([x, y]) => {{ const [a, b] = {where}; return Math.abs(a - x) + Math.abs(b - y) < 1e-3; }}", arg=wanted)
+    page.wait_for_function(
+        f"([x, y]) => {{ const [a, b] = {where}; return Math.abs(a - x) + Math.abs(b - y) < 1e-3; }}", arg=wanted
+    )
     page.get_by_label("beside it", exact=True).select_option("noise 2")
     kernel.wait("w.second is not None")
     page.wait_for_timeout(1500)

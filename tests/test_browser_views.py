@@ -1,4 +1,5 @@
 """The views gallery in a real JupyterLab: sliders redraw, a preset brings its own sliders, training does not block."""
+
 import pytest
 from browser import changes, drawn, open_and_run, shoot, slide, write_notebook
 
@@ -18,7 +19,9 @@ def test_sliders_presets_and_training(lab, page):
     before = canvas.screenshot()
     assert "grey 0.22" in changes(page, canvas, lambda: slide(page, "grey (chance)"))
     assert kernel.ask("w.values()['grey']") == pytest.approx(0.22)
-    assert "grey 0.6" in changes(page, canvas, lambda: slide(page, "grey (chance)", "PageUp", 4)) or kernel.wait("w.values()['grey'] > 0.5")
+    assert "grey 0.6" in changes(page, canvas, lambda: slide(page, "grey (chance)", "PageUp", 4)) or kernel.wait(
+        "w.values()['grey'] > 0.5"
+    )
     assert canvas.screenshot() != before
 
     page.locator(".widget-dropdown select").first.select_option("scenes")

@@ -5,7 +5,8 @@ import warnings
 import pytest
 import timm
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssl_nb import encoders
 from ssl_nb.explore import attention_map as am
@@ -34,9 +35,17 @@ MODELS = {
     "no class token": (lambda: timm_vit(class_token=False, global_pool="avg"), (3, 16, 24), (4, 3), 0, False),
     "any size": (lambda: timm_vit(dynamic_img_size=True), (3, 32, 8), (8, 1), 1, True),
     "padded": (lambda: timm_vit(dynamic_img_size=True, dynamic_img_pad=True), (3, 15, 17), (4, 3), 1, True),
-    "rope": (lambda: timm.create_model("vit_tiny_patch16_dinov3" if timm.is_model("vit_tiny_patch16_dinov3") else "eva02_tiny_patch14_224",
-                                       img_size=56 if not timm.is_model("vit_tiny_patch16_dinov3") else 64, num_classes=0),
-             None, (4, 4), None, True),
+    "rope": (
+        lambda: timm.create_model(
+            "vit_tiny_patch16_dinov3" if timm.is_model("vit_tiny_patch16_dinov3") else "eva02_tiny_patch14_224",
+            img_size=56 if not timm.is_model("vit_tiny_patch16_dinov3") else 64,
+            num_classes=0,
+        ),
+        None,
+        (4, 4),
+        None,
+        True,
+    ),
 }
 
 
@@ -73,11 +82,14 @@ def test_the_weights_are_those_that_the_layer_used(name):
     model, image, *_ = case(name)
     encoder = am.as_encoder(model)
     layer, seen = encoder.backbone.blocks[-1].attn, {}
-    hooks = [layer.qkv.register_forward_hook(lambda m, i, o: seen.__setitem__("qkv", o)),
-             layer.register_forward_hook(lambda m, i, o: seen.__setitem__("out", o))]
+    hooks = [
+        layer.qkv.register_forward_hook(lambda m, i, o: seen.__setitem__("qkv", o)),
+        layer.register_forward_hook(lambda m, i, o: seen.__setitem__("out", o)),
+    ]
     with torch.no_grad():
         encoder.features(image[None])  # fused
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
     s, heads = seen["qkv"].shape[1], layer.num_heads
     values = seen["qkv"].view(s, 3, heads, -1)[:, 2].transpose(0, 1)  # (heads, s, d)
     mixed = (am.inspect(model, image).attention[-1] @ values).transpose(0, 1).reshape(1, s, -1)
@@ -118,6 +130,7 @@ def test_bytes_and_floats_are_the_same_image_and_a_method_brings_its_encoder():
     a, b = am.inspect(encoder, images()[0]), am.inspect(encoder, images()[0] / 255)
     torch.testing.assert_close(a.attention, b.attention)
     from ssl_nb import methods
+
     method = methods.create("simclr", encoder=encoder)
     assert torch.equal(am.inspect(method, images()[0]).attention, a.attention)
 
@@ -178,7 +191,7 @@ def test_the_mass_mask_is_that_of_dino():
         values = values / values.sum(1, keepdim=True)
         beyond = values.cumsum(1) > 1 - threshold
         back = torch.argsort(order)
-        expected = torch.stack([b[i] for b, i in zip(beyond, back)]).view_as(maps)
+        expected = torch.stack([b[i] for b, i in zip(beyond, back, strict=False)]).view_as(maps)
         assert torch.equal(am.mass_mask(maps, threshold), expected)
 
 
@@ -199,7 +212,7 @@ def test_jaccard_against_loops():
 def test_attention_distance_against_loops_and_its_limits():
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(2, 6, 6, generator=generator)  # rows need not sum to 1
-    for head, got in zip(attention, am.attention_distance(attention, (2, 3), (4, 8))):
+    for head, got in zip(attention, am.attention_distance(attention, (2, 3), (4, 8)), strict=False):
         total = 0.0
         for i, j in itertools.product(range(6), range(6)):
             far = math.hypot((i // 3 - j // 3) * 4, (i % 3 - j % 3) * 8)
@@ -281,6 +294,7 @@ def test_overlap_of_a_batch_is_that_of_each_image(name):
 
 def test_the_outline_lies_inside_the_mask():
     import numpy as np
+
     mask = np.zeros((12, 12), bool)
     mask[3:9, 2:8] = True
     edge = am._edge(mask, 1)
@@ -298,14 +312,16 @@ def test_the_encoder_is_trained_once_and_kept(tmp_path):
     assert torch.equal(torch.get_rng_state(), random_state)  # nobody else's random numbers change
     assert len(lines) == 1 and not first.training
     again = am.scenes_vit(tmp_path, report=lines.append, **QUICK)
-    assert len(lines) == 1 and all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
+    assert len(lines) == 1 and all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=False))
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
     untrained = am.scenes_vit(tmp_path, **{**QUICK, "epochs": 0})
     assert not torch.equal(untrained.backbone.blocks[0].attn.qkv.weight, first.backbone.blocks[0].attn.qkv.weight)
     assert untrained.backbone.pos_embed.shape == first.backbone.pos_embed.shape and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b[:-4] + b"oops", lambda b: b"no safetensors at all" * 9])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:100], lambda b: b"", lambda b: b[:-4] + b"oops", lambda b: b"no safetensors at all" * 9]
+)
 def test_a_damaged_file_is_made_anew(tmp_path, damage):
     first = am.scenes_vit(tmp_path, report=lambda line: None, **QUICK)
     [file] = tmp_path.iterdir()
@@ -339,6 +355,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path):
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
+
     monkeypatch.setattr(am.os, "replace", broken)
     with pytest.warns(UserWarning, match="disk full"):
         am.scenes_vit(tmp_path, report=lambda line: None, **QUICK)
@@ -357,11 +374,28 @@ def shown():
 
 def test_every_control_changes_what_is_drawn(shown):
     def drawn():
-        return [[getattr(m, k).tobytes() if hasattr(getattr(m, k), "tobytes") else str(getattr(m, k)) for m in p.marks for k in vars(m)]
-                + [p.title, p.note] for p in shown.panels()]
+        return [
+            [
+                getattr(m, k).tobytes() if hasattr(getattr(m, k), "tobytes") else str(getattr(m, k))
+                for m in p.marks
+                for k in vars(m)
+            ]
+            + [p.title, p.note]
+            for p in shown.panels()
+        ]
+
     assert not shown.error and len(shown.panels()) == 8
-    for control, value in [(shown.image, 1), (shown.layer, 0), (shown.head, 2), (shown.head, "rollout"), (shown.alpha, 0.2), (shown.mass, 30.0),
-                           (shown.outlined, False), (shown.shared, True), (shown.whole, False)]:
+    for control, value in [
+        (shown.image, 1),
+        (shown.layer, 0),
+        (shown.head, 2),
+        (shown.head, "rollout"),
+        (shown.alpha, 0.2),
+        (shown.mass, 30.0),
+        (shown.outlined, False),
+        (shown.shared, True),
+        (shown.whole, False),
+    ]:
         before, count = drawn(), shown.canvas.count
         control.value = value
         assert shown.canvas.count == count + 1 and drawn() != before, control.description
@@ -382,7 +416,8 @@ def test_a_click_chooses_the_patch_and_arrow_keys_walk(shown):
 
 def test_a_click_on_a_head_chooses_it(shown):
     for panel in shown.panels():
-        if panel.title.startswith("Every head"): place = shown.panels().index
+        if panel.title.startswith("Every head"):
+            shown.panels().index
     index = [p.title for p in shown.panels()].index("Every head of layer 1")
     shown.canvas.pick = dict(panel=index, x=1.0, y=1.0, cell=[1, 0], count=1)
     assert shown.head.value == 2 and shown.whole.value  # whose attention is shown stays
@@ -393,7 +428,8 @@ def test_numbers_shown_are_those_of_the_pure_part(shown):
     look = am.inspect(shown.encoders[0], images()[0])
     scores = am.mask_overlap(shown.encoders[0], images(), shown.masks)
     shown.overlaps()
-    for name, value in shown.overlaps().items(): assert value == pytest.approx(float(scores[name][0]), abs=0.02)
+    for name, value in shown.overlaps().items():
+        assert value == pytest.approx(float(scores[name][0]), abs=0.02)
     distance = next(p for p in shown.panels() if p.title == "Attention distance")
     assert torch.equal(distance.marks[1].y, look.distance.flatten()) and "pixels" in distance.y
     even = am.attention_distance(torch.full((64, 64), 1 / 64), (8, 8), (3, 3))
@@ -410,7 +446,7 @@ def test_two_encoders_of_other_grids_depths_and_heads_follow_one_another():
     coarse = [i for i, role in enumerate(w._roles()) if role == (1, "place")][0]
     w.canvas.pick = dict(panel=coarse, x=0.0, y=0.0, cell=[1, 2], count=1)
     assert w.patch == (3, 5) and w.state(1)["query"] == (1, 2)
-    for i, (which, kind) in enumerate(w._roles()):
+    for i, (_which, kind) in enumerate(w._roles()):
         assert ("every head" in w.panels()[i].title) == (kind == "heads")
         assert any(isinstance(m, am.Picture) for m in w.panels()[i].marks) == (kind != "numbers")
     w.whole.value = True
@@ -425,7 +461,8 @@ def test_a_forward_is_run_once_for_each_image(shown, monkeypatch):
     shown.image.value = 2
     shown.image.value = 0
     assert len(calls) == 1
-    with torch.no_grad(): shown.encoders[0].backbone.pos_embed.add_(1)
+    with torch.no_grad():
+        shown.encoders[0].backbone.pos_embed.add_(1)
     before = shown.state()["map"]
     shown.refresh()  # after the network was trained on
     assert not torch.equal(shown.state()["map"], before)
@@ -452,29 +489,36 @@ def bad(word, *arguments, **more):
     return pytest.param(word, arguments, more, id=word)
 
 
-@pytest.mark.parametrize("word, arguments, more", [
-    bad("no attention layers", lambda: encoders.create("convnet", in_chans=1, img_size=24), images()),
-    bad("is no encoder", lambda: torch.nn.Linear(3, 3), images()),
-    bad("no attention layers to read", lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=0), images(1, 3, 224, 224)),
-    bad("masks have shape (3, 12, 12)", vit, images(), torch.ones(3, 12, 12)),
-    bad("masks have shape (2, 24, 24)", vit, images(), torch.ones(2, 24, 24)),
-    bad("images have 3 channels", vit, images(3, 3)),
-    bad("images.expand(-1, 3, -1, -1)", lambda: vit(in_chans=3), images()),
-    bad("images are 20 x 24 pixels", vit, images(h=20)),
-    bad("are not finite", vit, torch.full((2, 1, 24, 24), torch.nan)),
-    bad("values from -2 to 2", vit, torch.linspace(-2, 2, 576).view(1, 1, 24, 24)),
-    bad("give at least one", vit, images()[:0]),
-    bad("(24, 24); give at least one", vit, images()[0, 0]),
-    bad("image 3 is out of range", vit, images(), image=3),
-    bad("layer 2 is out of range", vit, images(), layer=2),
-    bad("head 4 is out of range", vit, images(), head=4),
-    bad("head 'median' is out of range", vit, images(), head="median"),
-    bad("row 8 is out of range", vit, images(), query=(8, 0)),
-    bad("column -9 is out of range", vit, images(), query=(0, -9)),
-    bad("mass is 0", vit, images(), mass=0),
-    bad("2 labels for 3 images", vit, images(), labels=["a", "b"]),
-    bad("2 names for 1 encoders", vit, images(), names=("a", "b")),
-])
+@pytest.mark.parametrize(
+    "word, arguments, more",
+    [
+        bad("no attention layers", lambda: encoders.create("convnet", in_chans=1, img_size=24), images()),
+        bad("is no encoder", lambda: torch.nn.Linear(3, 3), images()),
+        bad(
+            "no attention layers to read",
+            lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=0),
+            images(1, 3, 224, 224),
+        ),
+        bad("masks have shape (3, 12, 12)", vit, images(), torch.ones(3, 12, 12)),
+        bad("masks have shape (2, 24, 24)", vit, images(), torch.ones(2, 24, 24)),
+        bad("images have 3 channels", vit, images(3, 3)),
+        bad("images.expand(-1, 3, -1, -1)", lambda: vit(in_chans=3), images()),
+        bad("images are 20 x 24 pixels", vit, images(h=20)),
+        bad("are not finite", vit, torch.full((2, 1, 24, 24), torch.nan)),
+        bad("values from -2 to 2", vit, torch.linspace(-2, 2, 576).view(1, 1, 24, 24)),
+        bad("give at least one", vit, images()[:0]),
+        bad("(24, 24); give at least one", vit, images()[0, 0]),
+        bad("image 3 is out of range", vit, images(), image=3),
+        bad("layer 2 is out of range", vit, images(), layer=2),
+        bad("head 4 is out of range", vit, images(), head=4),
+        bad("head 'median' is out of range", vit, images(), head="median"),
+        bad("row 8 is out of range", vit, images(), query=(8, 0)),
+        bad("column -9 is out of range", vit, images(), query=(0, -9)),
+        bad("mass is 0", vit, images(), mass=0),
+        bad("2 labels for 3 images", vit, images(), labels=["a", "b"]),
+        bad("2 names for 1 encoders", vit, images(), names=("a", "b")),
+    ],
+)
 def test_bad_input_is_told_in_the_widgets_place(word, arguments, more):
     make, *rest = arguments
     w = am.AttentionMap(make(), *rest, **more)

@@ -12,7 +12,18 @@ pytest.importorskip("anywidget")
 from ssl_nb import data, methods
 from ssl_nb.explore import collapse_lab
 from ssl_nb.explore.collapse_lab import (
-    METHODS, CollapseLab, LiveRun, Settings, build_method, diagnosis, lab_views, measure, presets, principal_plane, sphere)
+    METHODS,
+    CollapseLab,
+    LiveRun,
+    Settings,
+    build_method,
+    diagnosis,
+    lab_views,
+    measure,
+    presets,
+    principal_plane,
+    sphere,
+)
 
 NOISE = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +54,8 @@ def until(true, seconds=60):
     (torch.ones(50, 64), "complete collapse: feature std .000 against 1/sqrt(d) = .125"),
     (torch.zeros(50, 64), "complete collapse: feature std .000"),
     (torch.ones(400, 64) + 0.03 * NOISE, "complete collapse: feature std .004 against 1/sqrt(d) = .125"),
-    (NOISE[:, :9] @ torch.linalg.qr(NOISE[:64]).Q[:9], "dimensional collapse: 9 of 64 directions hold 99 % of the variance, 55 are dead"),
+    (NOISE[:, :9] @ torch.linalg.qr(NOISE[:64]).Q[:9],
+     "dimensional collapse: 9 of 64 directions hold 99 % of the variance, 55 are dead"),
     (NOISE[:, :1].sign() * torch.ones(64) + 0.01 * NOISE, "dimensional collapse: 1 of 64 directions holds"),
     (torch.ones(400, 64) + NOISE / 3, "narrow cone: feature std .039"),
     (NOISE, "no collapse seen: 63 of 64"),
@@ -77,7 +89,8 @@ def test_sphere_turns_about_the_vertical_axis():
 
 
 @pytest.mark.parametrize("knobs, words", [
-    (dict(method="byoll"), "did you mean 'byol'"), (dict(predictor="mpl"), "did you mean 'mlp'"), (dict(temperature=0), "temperature is 0"),
+    (dict(method="byoll"), "did you mean 'byol'"), (dict(predictor="mpl"), "did you mean 'mlp'"),
+    (dict(temperature=0), "temperature is 0"),
     (dict(momentum=1.5), "momentum is 1.5"), (dict(width=1), "width is 1"), (dict(lr=float("nan")), "lr is nan"),
     (dict(method="byol", projector="none"), "choose 'linear'")])
 def test_settings_refuse(knobs, words):
@@ -108,7 +121,7 @@ def test_change_and_back_leaves_no_trace(digits):
     other.apply(replace(other.settings, temperature=1.0))
     other.apply(replace(other.settings, temperature=0.2))
     other.step(5)
-    assert all(torch.equal(a, b) for a, b in zip(one.method.parameters(), other.method.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(one.method.parameters(), other.method.parameters(), strict=True))
     assert one.trainer.step_number == other.trainer.step_number
 
 
@@ -123,6 +136,7 @@ def test_training_and_measuring_leave_the_global_seed_alone(digits):
 
 def test_records_stay_few(digits, monkeypatch):
     run = LiveRun(digits.train[:100], Settings(batch_size=32), sample=digits.test[:40])
+    run.measure()
     run.records = [{"step": -i} for i in range(2000, 0, -1)]
     run.measure()
     assert len(run.records) < 1100 and run.records[-1]["step"] == 0
@@ -178,7 +192,8 @@ def test_every_preset_starts_and_draws(lab, name):
     lab.run(2)
     assert not lab.error and not lab.message and presets[name].watch.split(".")[0][:10] in lab.words.value
     titles = [panel.title for panel in lab.panels()]
-    assert titles[:5] == ["Loss", "Feature std", "Spectrum, centred", "RankMe; effective rank: dots", "Alignment against uniformity"]
+    assert titles[:5] == [
+        "Loss", "Feature std", "Spectrum, centred", "RankMe; effective rank: dots", "Alignment against uniformity"]
     assert ("Eigenspaces of the predictor" in titles) == (name == "eigenspaces")
 
 
@@ -212,6 +227,22 @@ def test_rounding_by_a_slider_is_no_change(lab):
     assert lab.runs[0].settings.weight_decay == 1e-4 and lab._is_preset()
     lab.knobs["weight_decay"].value = 1.023e-4  # a notch
     assert lab.runs[0].settings.weight_decay == 1.023e-4 and not lab._is_preset()
+
+
+def test_another_width_begins_another_record(lab):
+    lab.run(5)
+    lab.knobs["width"].value = 8
+    assert len(lab.runs[0].records) == 1 and len(lab.runs[1].records) == 2
+
+
+def test_threads_are_given_back(lab):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        lab.run(1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_sphere_for_three_dimensions(lab):
@@ -317,8 +348,8 @@ def test_bad_arguments_become_a_message(given, words):
 def test_masked_method_has_no_alignment(digits):
     from ssl_nb import encoders
 
-    own = methods.create("mae", encoder=encoders.create("vit", in_chans=1, img_size=8, embed_dim=32, depth=1, num_heads=2, patch_size=2)) \
-        if "mae" in methods.list() else pytest.skip("no masked method")
+    vit = encoders.create("vit", in_chans=1, img_size=8, embed_dim=32, depth=1, num_heads=2, patch_size=2)
+    own = methods.create("mae", encoder=vit)
     lab = CollapseLab(digits.train[:200], own, settings=Settings(batch_size=32))
     lab.run(1)
     assert not lab.error and lab.runs[0].measures.alignment != lab.runs[0].measures.alignment

@@ -1,4 +1,5 @@
 """Maps, their scores and records; EmbeddingMap driven without a browser."""
+
 import json
 import subprocess
 import sys
@@ -10,8 +11,19 @@ from sklearn import manifold
 
 from ssl_nb.explore import projection
 from ssl_nb.explore.embedding_map import EmbeddingMap, Points, colouring, measure
-from ssl_nb.explore.projection import (MapRecipe, aligned, continuity, neighbour_graph, pca, project, recipe, remember,
-                                       remembered, trustworthiness, worker)
+from ssl_nb.explore.projection import (
+    MapRecipe,
+    aligned,
+    continuity,
+    neighbour_graph,
+    pca,
+    project,
+    recipe,
+    remember,
+    remembered,
+    trustworthiness,
+    worker,
+)
 
 pytestmark = pytest.mark.xdist_group("maps")  # one process pays for numba
 
@@ -35,9 +47,11 @@ def gaussian(*shape, seed=0, dtype=torch.float32):
 
 # -- neighbours and scores --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_neighbours_are_those_of_scikit_learn(metric):
     from sklearn.neighbors import NearestNeighbors
+
     x = gaussian(300, 16) + 3
     index, distance = neighbour_graph(x, 7, metric)
     truth, which = NearestNeighbors(n_neighbors=7, metric=metric).fit(x.numpy()).kneighbors()
@@ -80,11 +94,14 @@ def test_a_sample_of_many_points_is_said_and_its_interval_holds_the_truth(monkey
 
 def test_scores_refuse_what_they_cannot_measure():
     x = gaussian(20, 3)
-    with pytest.raises(ValueError, match="below half of the 20"): trustworthiness(x, x, 10)
-    with pytest.raises(ValueError, match="20 points of one space and 19"): trustworthiness(x, x[:19])
+    with pytest.raises(ValueError, match="below half of the 20"):
+        trustworthiness(x, x, 10)
+    with pytest.raises(ValueError, match="20 points of one space and 19"):
+        trustworthiness(x, x[:19])
 
 
 # -- maps -------------------------------------------------------------------------------------------------------------
+
 
 def test_the_same_seed_gives_the_same_bits_and_the_other_process_too():
     x, _ = blobs()
@@ -111,9 +128,11 @@ def test_a_record_refuses_other_features_order_and_versions():
     x, _ = blobs()
     r = recipe(x, method="pca")
     for other in (x.flip(0), x + 1, x.double(), x[:-1]):
-        with pytest.raises(ValueError, match="values, order, shape or type"): r.make(other)
+        with pytest.raises(ValueError, match="values, order, shape or type"):
+            r.make(other)
     older = MapRecipe.from_json(r.to_json().replace(torch.__version__.split("+")[0], "0.1"))
-    with pytest.raises(ValueError, match="0.1"): older.make(x)
+    with pytest.raises(ValueError, match="0.1"):
+        older.make(x)
 
 
 def test_neighbours_are_searched_once_for_all_min_dist(monkeypatch):
@@ -121,7 +140,8 @@ def test_neighbours_are_searched_once_for_all_min_dist(monkeypatch):
     searched = []
     whole = projection.neighbour_graph
     monkeypatch.setattr(projection, "neighbour_graph", lambda *a: searched.append(1) or whole(*a))
-    for min_dist in (0.0, 0.4): project(x, min_dist=min_dist)
+    for min_dist in (0.0, 0.4):
+        project(x, min_dist=min_dist)
     project(x, n_neighbors=30)
     assert searched == [1]
 
@@ -142,19 +162,25 @@ def test_the_cache_outlives_the_process_and_a_damaged_file(monkeypatch, tmp_path
 
 def test_the_cache_stays_small(monkeypatch, tmp_path):
     monkeypatch.setattr(projection, "_LARGEST", 5000)
-    for seed in range(20): remember(recipe(blobs(seed=seed)[0], method="pca"), [torch.zeros(120, 2)])
+    for seed in range(20):
+        remember(recipe(blobs(seed=seed)[0], method="pca"), [torch.zeros(120, 2)])
     assert 1 <= len(list((tmp_path / "cache" / "maps").iterdir())) <= 5
+
+
+def step(maps):
+    "How far a point moves from map to map, against the size of the first."
+    moved = [(a - b).norm(dim=1).mean() for a, b in zip(maps, maps[1:], strict=False)]
+    return float(torch.stack(moved).mean() / torch.pdist(maps[0]).mean())
 
 
 def test_aligned_maps_move_less_and_are_as_trustworthy():
     x, _ = blobs(200)
     states = [x + 0.3 * s * gaussian(*x.shape, seed=3) for s in range(3)]
     together, alone = aligned(states, cache=False), [project(s, cache=False) for s in states]
-    step = lambda maps: float(torch.stack([(a - b).norm(dim=1).mean() for a, b in zip(maps, maps[1:])]).mean() / torch.pdist(maps[0]).mean())
     assert step(together) < 0.5 * step(alone)
-    for state, one, other in zip(states, together, alone):
+    for state, one, other in zip(states, together, alone, strict=True):
         assert trustworthiness(state, one, metric="cosine") > trustworthiness(state, other, metric="cosine") - 0.03
-    assert all(torch.equal(a, b) for a, b in zip(together, aligned(states, cache=False)))
+    assert all(torch.equal(a, b) for a, b in zip(together, aligned(states, cache=False), strict=True))
 
 
 def test_aligned_pca_is_pca_turned():
@@ -167,14 +193,15 @@ def test_aligned_pca_is_pca_turned():
 @pytest.mark.slow
 def test_aligned_does_what_umap_learns_class_does():
     import umap
+
     x, _ = blobs(200)
     states = [x + 0.3 * s * gaussian(*x.shape, seed=3) for s in range(3)]
     theirs = umap.AlignedUMAP(random_state=0, n_neighbors=16, metric="cosine").fit_transform(
-        [s.numpy() for s in states], relations=[{i: i for i in range(200)}] * 2)
+        [s.numpy() for s in states], relations=[{i: i for i in range(200)}] * 2
+    )
     theirs, ours = [torch.tensor(np.array(m)) for m in theirs], aligned(states, cache=False)
-    step = lambda maps: float(torch.stack([(a - b).norm(dim=1).mean() for a, b in zip(maps, maps[1:])]).mean() / torch.pdist(maps[0]).mean())
     assert step(ours) < 2 * step(theirs) + 0.02
-    for state, one, other in zip(states, ours, theirs):
+    for state, one, other in zip(states, ours, theirs, strict=True):
         assert trustworthiness(state, one, metric="cosine") > trustworthiness(state, other, metric="cosine") - 0.03
 
 
@@ -182,26 +209,39 @@ def test_aligned_does_what_umap_learns_class_does():
 def test_few_points(n):
     x, _ = blobs(n)
     if n < 4:
-        with pytest.raises(ValueError, match="too few for umap"): project(x)
+        with pytest.raises(ValueError, match="too few for umap"):
+            project(x)
         assert project(x, "pca").shape == (n, 2)
-    else: assert project(x, n_neighbors=50).isfinite().all()
+    else:
+        assert project(x, n_neighbors=50).isfinite().all()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(features=gaussian(5)), "shape"), (dict(features=gaussian(1, 3)), "2 rows"),
-    (dict(features=gaussian(9, 3) * float("nan")), "NaN"), (dict(method="umpa"), "did you mean 'umap'"),
-    (dict(metric="cosin"), "did you mean 'cosine'"), (dict(min_dist=-1.0), "between 0 and 1"),
-    (dict(n_neighbors=1), "at least 2"), (dict(n_neighbors=2.5), "whole number")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(features=gaussian(5)), "shape"),
+        (dict(features=gaussian(1, 3)), "2 rows"),
+        (dict(features=gaussian(9, 3) * float("nan")), "NaN"),
+        (dict(method="umpa"), "did you mean 'umap'"),
+        (dict(metric="cosin"), "did you mean 'cosine'"),
+        (dict(min_dist=-1.0), "between 0 and 1"),
+        (dict(n_neighbors=1), "at least 2"),
+        (dict(n_neighbors=2.5), "whole number"),
+    ],
+)
 def test_bad_input_is_refused_before_work_starts(arguments, message):
-    with pytest.raises(ValueError, match=message): project(**dict(features=gaussian(30, 4)) | arguments)
+    with pytest.raises(ValueError, match=message):
+        project(**dict(features=gaussian(30, 4)) | arguments)
 
 
 def test_the_pure_part_needs_no_widgets_and_no_umap():
-    code = "import sys, ssl_nb.explore.projection; print([m for m in ('ipywidgets', 'umap', 'numba', 'jscatter', 'matplotlib') if m in sys.modules])"
+    heavy = "ipywidgets", "umap", "numba", "jscatter", "matplotlib"
+    code = f"import sys, ssl_nb.explore.projection; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------
+
 
 def test_colours_of_columns():
     c = colouring("digit", np.array([3, 3, 8, -1]), classes=list("0123456789"))
@@ -217,16 +257,24 @@ def test_colours_of_columns():
 
 def test_search():
     x, labels = blobs(30)
-    p = Points(x, labels=labels, columns={"ink": np.arange(30) / 2}, names=[f"photo {i}" for i in range(30)], classes=["cat", "dog", "owl"])
+    p = Points(
+        x,
+        labels=labels,
+        columns={"ink": np.arange(30) / 2},
+        names=[f"photo {i}" for i in range(30)],
+        classes=["cat", "dog", "owl"],
+    )
     assert p.find("17").tolist() == [17] and p.find("3, 5").tolist() == [3, 5]
     assert p.find("label = DOG").tolist() == list(range(1, 30, 3))
     assert p.find("photo 29").tolist() == [29] and p.find("ink=1.5").tolist() == [3]
     for text, message in (("30", "from 0 to 29"), ("labl=cat", "did you mean 'label'"), ("walrus", "nothing is called")):
-        with pytest.raises(ValueError, match=message): p.find(text)
+        with pytest.raises(ValueError, match=message):
+            p.find(text)
 
 
 def test_measures_of_a_selection_are_the_evaluators():
     from ssl_nb.evaluators import alignment, effective_rank, rankme
+
     x, labels = blobs()
     m = measure(x, x + 0.1, np.flatnonzero(labels == 1))
     rows = x[labels == 1]
@@ -238,7 +286,9 @@ def test_measures_of_a_selection_are_the_evaluators():
 
 # -- the widget -------------------------------------------------------------------------------------------------------
 
-def pictures(n): return (torch.arange(n * 64).view(n, 1, 8, 8) % 256).to(torch.uint8)
+
+def pictures(n):
+    return (torch.arange(n * 64).view(n, 1, 8, 8) % 256).to(torch.uint8)
 
 
 def test_pca_is_there_at_once_and_umap_follows():
@@ -262,10 +312,12 @@ def test_quick_moves_coalesce_the_old_map_stays_and_a_known_one_is_shown_at_once
     make = worker().make
     try:
         worker().make = lambda r, f: asked.append(r.min_dist) or make(r, f)
-        for value in (0.2, 0.3, 0.4, 0.5, 0.6): w.min_dist.value = value
+        for value in (0.2, 0.3, 0.4, 0.5, 0.6):
+            w.min_dist.value = value
         assert "old one" in w.busy and torch.equal(w.maps[0], first)
         w.wait()
-    finally: worker().make = make
+    finally:
+        worker().make = make
     assert asked[-1] == 0.6 and len(asked) <= 2
     assert w.shown.min_dist == 0.6 and not torch.equal(w.maps[0], first)
     w.min_dist.value = 0.1
@@ -276,7 +328,9 @@ def test_quick_moves_coalesce_the_old_map_stays_and_a_known_one_is_shown_at_once
 
 def test_hover_click_lasso_search_and_export(tmp_path):
     x, labels = blobs()
-    w = EmbeddingMap(x, pictures(120), labels, {"loss": np.linspace(0, 1, 120)}, classes=["a", "b", "c"], views=x + 0.1, method="pca").wait()
+    w = EmbeddingMap(
+        x, pictures(120), labels, {"loss": np.linspace(0, 1, 120)}, classes=["a", "b", "c"], views=x + 0.1, method="pca"
+    ).wait()
     w.scatter.widget.hovering = 44
     point, near = w.panels()[:2]
     assert point.title == "point #44" and "label c" in point.note
@@ -294,10 +348,12 @@ def test_hover_click_lasso_search_and_export(tmp_path):
     assert "singular values, 3 points" in [p.title for p in w.panels()] and w.panels()[4].title.startswith("alignment")
 
     import pandas as pd
+
     one, two = w.export(), w.export()
     assert one.name == "embedding_map.csv" and two.name == "embedding_map-1.csv" and str(two) in w.message
     assert pd.read_csv(one)["index"].tolist() == [3, 5, 8]
-    with pytest.raises(FileExistsError, match="not overwritten"): w.export(one)
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        w.export(one)
 
     w.search.value = "label=b"
     assert set(w.selected()["class"]) == {"b"} and w.scatter.widget.zoom_to_call_idx == 1
@@ -336,6 +392,7 @@ def test_colours_reach_the_map():
 
 def test_the_browser_keeps_the_newest_points_while_it_draws():
     from ssl_nb.explore import embedding_map
+
     assert embedding_map._QUEUE in EmbeddingMap(gaussian(30, 4), method="pca").scatter.widget._esm
 
 
@@ -354,22 +411,37 @@ def test_linked_maps_morph_and_share_their_selection():
     assert not w.other_place.children and "densmap" not in [v for _, v in w.method.options]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(features=gaussian(1, 4)), "1 point"), (dict(features=gaussian(9)), "shape"), (dict(features={}), "empty"),
-    (dict(features=gaussian(9, 4) * float("nan")), "NaN"), (dict(labels=[0] * 5), "labels have 5 rows, the features 30"),
-    (dict(images=pictures(29)), "images have 29 rows"), (dict(images=torch.zeros(30, 4)), r"images have shape \(30, 4\)"),
-    (dict(columns={"loss": [1.0]}), "column 'loss' have 1"), (dict(columns={"loss": np.zeros((30, 2))}), "one value for each point"),
-    (dict(names=["a"]), "names have 1"), (dict(method="umpa"), "did you mean 'umap'"), (dict(colour="ink"), "none of the columns"),
-    (dict(views=gaussian(30, 5)), "second view"), (dict(features={"a": gaussian(30, 4), "b": gaussian(29, 4)}), "same|have 29"),
-    (dict(min_dist=3.0), "between 0 and 1"), (dict(colours="label"), "colours")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(features=gaussian(1, 4)), "1 point"),
+        (dict(features=gaussian(9)), "shape"),
+        (dict(features={}), "empty"),
+        (dict(features=gaussian(9, 4) * float("nan")), "NaN"),
+        (dict(labels=[0] * 5), "labels have 5 rows, the features 30"),
+        (dict(images=pictures(29)), "images have 29 rows"),
+        (dict(images=torch.zeros(30, 4)), r"images have shape \(30, 4\)"),
+        (dict(columns={"loss": [1.0]}), "column 'loss' have 1"),
+        (dict(columns={"loss": np.zeros((30, 2))}), "one value for each point"),
+        (dict(names=["a"]), "names have 1"),
+        (dict(method="umpa"), "did you mean 'umap'"),
+        (dict(colour="ink"), "none of the columns"),
+        (dict(views=gaussian(30, 5)), "second view"),
+        (dict(features={"a": gaussian(30, 4), "b": gaussian(29, 4)}), "same|have 29"),
+        (dict(min_dist=3.0), "between 0 and 1"),
+        (dict(colours="label"), "colours"),
+    ],
+)
 def test_bad_input_becomes_a_message_in_the_widgets_place(arguments, message):
     import re
+
     w = EmbeddingMap(**dict(features=gaussian(30, 4)) | arguments)
     assert re.search(message, w.error) and len(w.children) == 1 and "Traceback" not in w.children[0].value
 
 
 def test_labels_of_texts_fewer_points_than_neighbours_and_a_table():
     import pandas as pd
+
     x, _ = blobs(9)
     w = EmbeddingMap(x, labels=["cat", "dog", "owl"] * 3, columns=pd.DataFrame({"ink": range(9)}), n_neighbors=40).wait()
     assert w.error is None and "only" not in w.message and "8 are used" in w.message and w.shown.neighbors == 8
@@ -390,13 +462,16 @@ def test_a_worker_that_dies_is_told_and_started_again():
     assert torch.equal(*worker().make(recipe(x, method="pca"), [x]), pca(x))
     request = worker()._ask
     try:
+
         def dies(_):
             worker().process.kill()
             return request({"recipe": "", "folder": ""})
+
         worker()._ask = dies
         w = EmbeddingMap(x)
         w.wait()
-    finally: worker()._ask = request
+    finally:
+        worker()._ask = request
     assert "ended with code" in w.error and w.shown.method == "pca"
     assert len(w.children) > 1 and w.scores()
     w.min_dist.value = 0.3
@@ -416,6 +491,7 @@ def test_the_still_shows_the_map_with_its_scores():
 
 def test_many_points_need_no_square_matrix():
     import resource
+
     x = gaussian(100_000, 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     w = EmbeddingMap(x, columns={"first": x[:, 0]}, method="pca").wait()

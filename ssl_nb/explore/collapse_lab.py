@@ -9,7 +9,8 @@ import difflib
 import html
 import math
 import threading
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ class LiveRun:
         self.moments = data.moments(split.images)
         self.settings, self.steps, self.records, self.trainer = settings, 0, [], None
         self._plane, self.of = None, "embedding"
-        self._fixed = None
+        self._fixed, self.small = None, method is None and split.images.shape[2] < 24
         self._build(settings)
 
     def _build(self, settings, old=None):
@@ -238,11 +239,11 @@ class LiveRun:
 
     def step(self, steps: int = 1):
         "Train. Raises NotFiniteError where the loss is no number any more."
-        for _ in range(steps):
-            row = self.trainer.step()
-            self.steps += 1
-            del self.trainer.history.rows[:-1]  # an endless run keeps its own, thinner record
-            self.row = row
+        with _one_thread(self.small):
+            for _ in range(steps):
+                self.row = self.trainer.step()
+                self.steps += 1
+                del self.trainer.history.rows[:-1]  # an endless run keeps its own, thinner record
 
     @torch.no_grad()
     def embed(self, images: Tensor, of: str = "embedding") -> Tensor:  # (n, d) float32
@@ -255,6 +256,9 @@ class LiveRun:
 
     def measure(self) -> Measures:
         "Measure now, and keep the numbers in `records`."
+        with _one_thread(self.small): return self._measure()
+
+    def _measure(self):
         z = self.embed(self._images(), self.of)
         pairs = tuple(self.embed(v, self.of) for v in self._views()[:2])
         matrix = getattr(self.method, "predictor", None)
@@ -264,6 +268,7 @@ class LiveRun:
         except ValueError:
             if z.isfinite().all(): raise
             raise NotFiniteError(f"after step {self.steps} the embeddings are not finite; the usual mends: a lower lr, a higher temperature") from None
+        if self.records and seen.dim != self.measures.dim: self.records = []  # what was measured of another width does not compare
         row = {k: v for k, v in getattr(self, "row", {}).items() if k not in ("step", "epoch", "lr", "embedding_std")}
         self.records.append({"step": self.steps, **row, "feature_std": seen.feature_std, "rankme": seen.rankme, "holding": seen.holding(),
                              "effective_rank": seen.effective_rank, "alignment": seen.alignment, "uniformity": seen.uniformity,
@@ -295,6 +300,16 @@ class LiveRun:
         return self._fixed
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #c6b92c57
+@contextmanager
+def _one_thread(small):
+    "Work on 8 x 8 pixels takes longer shared among threads than alone, and several times as long on a busy machine."
+    before = torch.get_num_threads()
+    if small and before > 1: torch.set_num_threads(1)
+    try: yield
+    finally:
+        if small and before > 1: torch.set_num_threads(before)
+
+
 def _held_out(split):
     "A quarter of the split, 512 images at most, to measure on."
     if len(split) < 8: raise ValueError(f"the split has {len(split)} images; a run needs some to train on and some to measure on, 8 at least")
@@ -661,7 +676,7 @@ class CollapseLab(Explorer):
                 *(self._points(i, most) for i in range(len(self.runs))), self._last()]
 
     def still_panels(self):
-        return self.panels(250)  # a picture of more is over 100 kB
+        return self.panels(180)  # a picture of more is over 100 kB
 
     @property
     def alt(self) -> str:

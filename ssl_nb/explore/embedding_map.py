@@ -8,9 +8,11 @@ __all__ = ['GREY', 'Colouring', 'colouring', 'Points', 'thumbnails', 'Measured',
 # %% ../../nbs/explore/03_embedding_map.ipynb #01af2aeb
 import functools
 import html
+import inspect
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import ipywidgets
 import numpy as np
@@ -259,10 +261,11 @@ export default { render(context) {
 """
 
 @functools.cache
-def _esm() -> str:
-    "jupyter-scatter's view, with the queue."
-    import jscatter.widget
-    return Path(jscatter.widget.__file__).with_name("bundle.js").read_text(encoding="utf-8").replace(_EXPORT, _QUEUE)
+def _queued():
+    "jupyter-scatter's widget, with the queue."
+    from jscatter.widget import JupyterScatter
+    bundle = (Path(inspect.getfile(JupyterScatter)).parent / "bundle.js").read_text(encoding="utf-8")
+    return type("Map", (JupyterScatter,), {"_esm": bundle.replace(_EXPORT, _QUEUE)})
 
 # %% ../../nbs/explore/03_embedding_map.ipynb #f26ca36c
 class Scatter:
@@ -274,8 +277,7 @@ class Scatter:
         made = jscatter.Scatter(x=np.zeros(n), y=np.zeros(n), height=height, width="auto", axes=False, legend=False, tooltip=False,
                                 size=size, opacity=opacity, opacity_unselected=0.25, lasso_initiator=False, lasso_on_long_press=True,
                                 transition_points_duration=500, zoom_animation=500)
-        self.widget = made.widget
-        self.widget._esm = _esm()
+        with mock.patch("jscatter.jscatter.JupyterScatter", _queued()): self.widget = made.widget
         self.widget.toolbar_buttons = ["pan_zoom", "lasso", "lasso_type", "full_screen", "download", "reset"]
         self.points = self._points(flat, colours.index)
         self._send(colours, transition_points=False, non_spatial_points_update=False)

@@ -417,7 +417,8 @@ class MapWorker:
         self.errors = open(Path(self.folder.name) / "errors.txt", "w+b")
         env = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
         command = [sys.executable, "-c", "import sys; from ssl_nb.explore.projection import _serve; _serve(sys.argv[1])", self.folder.name]
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                                        start_new_session=True)  # or an interrupt of the kernel would end it
 
     def make(self, r: MapRecipe, features: list[Tensor]) -> list[Float[Tensor, "n 2"]]:
         "As `r.make(*features)`, in the other process. Raises what that raised; `OSError` where it ended."
