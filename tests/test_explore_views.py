@@ -6,7 +6,7 @@ import torch
 
 from ssl_nb import data, views
 from ssl_nb.explore import ViewsGallery
-from ssl_nb.explore.views_gallery import factor_r2, mosaic, network, read, train_under
+from ssl_nb.explore.views_gallery import factor_r2, network, read, train_under
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,6 @@ def test_training_in_the_background_leaves_the_reading_and_refuses_a_second_star
     gallery.thread.join(60)
     assert [r.name for r in gallery.readings] == ["untrained", "1: simclr"]
     assert len(gallery.panels()) == 5 and "linear probe reads" in gallery.alt
-
-
-def test_mosaic_keeps_every_pixel():
-    images = torch.rand(5, 1, 4, 6)
-    made = torch.tensor(mosaic(images, columns=3)) / 255
-    assert made.shape == (10, 21, 3)
-    assert torch.allclose(made[5:9, 7:13, 0], images[4, 0], atol=1 / 255)
 
 
 def test_r2_of_a_factor_that_features_hold_do_not_hold_and_of_wrong_lengths():

@@ -5,7 +5,6 @@ __all__ = ['PREDICTORS', 'PROJECTORS', 'METHODS', 'presets', 'Settings', 'lab_vi
            'diagnosis', 'LiveRun', 'principal_plane', 'sphere', 'Preset', 'CollapseLab']
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #400eb043
-import difflib
 import html
 import math
 import threading
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from .. import data, encoders, evaluators, methods, objectives, training
 from ..batch import NotFiniteError
 from ..figures import PALETTE
+from ..spelling import unknown
 from ..views import Crop, Jitter, Noise, Views
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #34aab63a
@@ -49,8 +49,7 @@ class Settings:
     def __post_init__(self):
         for name, known in _WORDS.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not known;{_nearest(getattr(self, name), known)} "
-                                 f"choose one of {', '.join(known)}")
+                raise ValueError(unknown(name, getattr(self, name), known))
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -79,11 +78,6 @@ METHODS = ("simclr", "moco", "barlow_twins", "vicreg", "byol", "simsiam")
 _WORDS = {"method": METHODS, "predictor": PREDICTORS, "projector": PROJECTORS, "optimizer": ("adamw", "sgd")}
 _RANGES = {"temperature": (0.01, 10), "lambda_": (0, 100), "variance": (0, 1000), "covariance": (0, 1000), "momentum": (0, 1),
            "width": (2, 4096), "strength": (0, 1), "batch_size": (4, 4096), "lr": (1e-7, 100), "weight_decay": (0, 1000), "seed": (0, 2**31)}
-
-
-def _nearest(name, known):
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" did you mean {near[0]!r}?" if near else ""
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #5ee6f9b1
 def lab_views(
@@ -426,7 +420,7 @@ class CollapseLab(Explorer):
         settings: Settings | None = None,  # of run A, instead of a preset's
     ):
         if preset not in presets:
-            raise ValueError(f"preset {preset!r} is not known;{_nearest(preset, presets)} choose one of {', '.join(presets)}")
+            raise ValueError(unknown("preset", preset, presets))
         self._split, self._sample, self._own = split, sample, method
         if method is not None:
             LiveRun(split, settings or Settings(), sample=sample, method=method)  # checks all arguments
@@ -480,7 +474,7 @@ class CollapseLab(Explorer):
     def load(self, preset: str):
         "Begin a preset."
         if preset not in presets:
-            raise ValueError(f"preset {preset!r} is not known;{_nearest(preset, presets)} choose one of {', '.join(presets)}")
+            raise ValueError(unknown("preset", preset, presets))
         going = self.running
         self._end_thread()
         self.starting, self._wanted = [presets[preset].a, presets[preset].b], {}

@@ -26,7 +26,8 @@ from ..evaluators.scores import check_features
 from .panels import Bars, Dots, Explorer, Label, Line, Panel, Picture, button, choice, slider
 from .projection import (METHODS, METRICS, MapRecipe, aligned, continuity, neighbour_graph, project, recipe,
                                        remember, remembered, trustworthiness, warm, worker)
-from ..figures import PALETTE
+from ..figures import PALETTE, mosaic
+from ..spelling import unknown
 
 # %% ../../nbs/explore/03_embedding_map.ipynb #7265b3d1
 _all_ = ["project", "aligned", "trustworthiness", "continuity", "neighbour_graph", "MapRecipe", "recipe", "warm"]
@@ -161,10 +162,7 @@ class Points:
             return index
         column, _, value = (part.strip() for part in asked.partition("="))
         if value:
-            from difflib import get_close_matches
-            if column not in self.columns:
-                near = get_close_matches(column, self.columns, 1, 0)
-                raise ValueError(f"there is no column {column!r}" + (f"; did you mean {near[0]!r}?" if near else "; give labels or columns."))
+            if column not in self.columns: raise ValueError(unknown("column", column, self.columns))
             found = [i for i in range(self.n) if self.text(column, i).lower() == value.lower()]
         else:
             texts = self.names or ([self.text("label", i) for i in range(self.n)] if "label" in self.columns else [])
@@ -209,10 +207,7 @@ def thumbnails(images: Tensor, index, columns: int) -> np.ndarray:
     h, w = some.shape[2:]
     if max(h, w) > _LARGEST: some = F.interpolate(some, scale_factor=_LARGEST / max(h, w), mode="area")
     some = F.pad(some.clamp(0, 1).expand(-1, 3, -1, -1), (0, 1, 0, 1), value=1.0)
-    rows = -(-len(some) // columns)
-    canvas = some.new_ones(rows * columns, *some.shape[1:])
-    canvas[:len(some)] = some
-    canvas = canvas.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    canvas = mosaic(some, columns, gaps=(0, 0))
     return (255 * canvas).round().byte().numpy()
 
 # %% ../../nbs/explore/03_embedding_map.ipynb #fd83385c

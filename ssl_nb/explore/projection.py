@@ -19,13 +19,14 @@ from torch import Tensor
 from ..data import cache_folder
 from ..evaluators.neighbours import top_k
 from ..evaluators.scores import Score, check_features, mean_score
+from ..spelling import unknown
 
 # %% ../../nbs/explore/03a_projection.ipynb #30a72fb7
 METRICS = ("cosine", "euclidean")
 
 def _space(features: Float[Tensor, "n d"], metric: str) -> Float[Tensor, "n d"]:
     "Points whose Euclidean distances rank as the metric does, centred so that products keep their digits."
-    _known(metric, METRICS, "metric")
+    if metric not in METRICS: raise ValueError(unknown("metric", metric, METRICS))
     x = F.normalize(features, dim=1) if metric == "cosine" else features
     return x - x.mean(0)
 
@@ -55,11 +56,7 @@ def neighbour_graph(
     return torch.cat(index), distance.square() / 2 if metric == "cosine" else distance
 
 # %% ../../nbs/explore/03a_projection.ipynb #1dfbbe40
-def _known(name, known, what):
-    import difflib
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, 1, 0.4)
-        raise ValueError(f"{what} {name!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ".") + f" There are {', '.join(known)}.")
+#| export
 
 # %% ../../nbs/explore/03a_projection.ipynb #98b50712
 @torch.no_grad()
@@ -138,8 +135,8 @@ class MapRecipe:
     versions: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        _known(self.method, METHODS, "method")
-        _known(self.metric, METRICS, "metric")
+        for name, known in (("method", METHODS), ("metric", METRICS)):
+            if getattr(self, name) not in known: raise ValueError(unknown(name, getattr(self, name), known))
         for name, low in (("n_neighbors", 2), ("seed", 0), ("epochs", 1)):
             value = getattr(self, name)
             if value is not None and (int(value) != value or value < low):
