@@ -102,6 +102,7 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     assert kernel.wait("w.state == 'noise 1'")
     assert kernel.ask("w.scatter.points[:3, :2].tolist()") != before and kernel.wait("w.scatter.widget.transition_points")
     slide(page, "state")  # in the middle of the morph
+    assert kernel.wait("w.state == 'noise 2'")
     slide(page, "state", "ArrowLeft")
     where = "[...document.querySelectorAll('.jp-OutputArea div')].find(e => e.api?.draw).api.get('points')[7].slice(0, 2)"
     assert kernel.wait("w.state == 'noise 1'")

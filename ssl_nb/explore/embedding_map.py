@@ -239,11 +239,13 @@ export default { render(context) {
     const scatter = [...context.el.querySelectorAll("*")].map((e) => e.api).find((api) => api?.draw);
     if (!scatter) return gone || requestAnimationFrame(wrap);
     const draw = scatter.draw;
-    let next = null, waiting = false;
+    let next = null, waiting = false, moving = false;
+    scatter.subscribe("transitionStart", () => { moving = true; });
+    scatter.subscribe("transitionEnd", () => { moving = false; });
     const go = () => {
       waiting = false;
       if (!next || gone) return;
-      if (scatter.get("isDrawing")) { waiting = true; return requestAnimationFrame(go); }
+      if (moving || scatter.get("isDrawing")) { waiting = true; return requestAnimationFrame(go); }
       const [points, options] = next;
       next = null;
       draw(points, options).catch(() => {});
