@@ -1,6 +1,7 @@
 """The commands: quick help, one readable line for a mistake, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -135,3 +136,48 @@ def test_pairs_and_columns():
     ]
     lines = aligned([["name", "n"], ["a", 10], ["b", None], ["c" * 99, 1.0]], widest=9).splitlines()
     assert [len(line.rstrip()) for line in lines] == [13, 13, 1, 13] and lines[3].startswith("cccccccc\u2026")
+
+
+def handed_over(monkeypatch, *words):
+    "What `ssl_nb` would become, and its exit code."
+    asked = []
+    monkeypatch.setattr(os, "execv", lambda program, words: asked.append(words))
+    done = CliRunner().invoke(app, [*map(str, words)])
+    return asked, done
+
+
+def test_lab_opens_a_lesson_where_it_lies_in_a_checkout(monkeypatch):
+    [words], _ = handed_over(monkeypatch, "lab", "views")
+    assert words[1:3] == ["-m", "jupyterlab"] and words[3].endswith("nbs/explore/views.ipynb")
+
+
+def test_lab_copies_from_an_installed_package_and_keeps_what_the_user_wrote(monkeypatch, tmp_path):
+    import ssl_nb
+
+    package, home = tmp_path / "site" / "ssl_nb", tmp_path / "home"
+    (package / "notebooks" / "explore").mkdir(parents=True)
+    home.mkdir()
+    (package / "notebooks" / "explore" / "maps.ipynb").write_text("{}")
+    monkeypatch.setattr(ssl_nb, "__file__", str(package / "__init__.py"))
+    monkeypatch.chdir(home)
+    [words], done = handed_over(monkeypatch, "lab", "maps")
+    assert words[3] == "maps.ipynb" and (home / "maps.ipynb").read_text() == "{}" and "a copy" in done.output
+    (home / "maps.ipynb").write_text('{"mine": 1}')
+    handed_over(monkeypatch, "lab", "maps")
+    assert (home / "maps.ipynb").read_text() == '{"mine": 1}'
+
+
+def test_serve_stays_on_loopback_unless_asked(monkeypatch):
+    [words], done = handed_over(monkeypatch, "serve", "collapse")
+    assert "--Voila.ip=127.0.0.1" in words and words[3].endswith("nbs/explore/collapse.ipynb") and not done.stderr
+    [words], done = handed_over(monkeypatch, "serve", "collapse", "--host", "0.0.0.0")
+    assert "--Voila.ip=0.0.0.0" in words and "lets others connect" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["lab", "serve"])
+def test_an_unknown_lesson_and_a_missing_program_are_told(monkeypatch, command):
+    asked, done = handed_over(monkeypatch, command, "colapse")
+    assert not asked and done.exit_code == 2 and "did you mean 'collapse'" in done.stderr and "maps" in done.stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    asked, done = handed_over(monkeypatch, command, "maps")
+    assert not asked and done.exit_code == 2 and "pip install 'ssl_nb[lab]'" in done.stderr
