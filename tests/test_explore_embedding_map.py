@@ -103,6 +103,16 @@ def test_scores_refuse_what_they_cannot_measure():
 # -- maps -------------------------------------------------------------------------------------------------------------
 
 
+def test_torch_keeps_its_number_of_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        project(gaussian(60, 4), cache=False)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_same_seed_gives_the_same_bits_and_the_other_process_too():
     x, _ = blobs()
     one = project(x, seed=1, cache=False)

@@ -7,6 +7,7 @@ __all__ = ['METRICS', 'METHODS', 'neighbour_graph', 'trustworthiness', 'continui
 # %% ../../nbs/explore/03a_projection.ipynb #106bdbc5
 import functools, hashlib, json, os, subprocess, sys, tempfile, threading, time, warnings
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -255,13 +256,20 @@ def _graph(features, key: str, k: int, metric: str, seed: int):
     return tuple(np.ascontiguousarray(part[:, :k]) for part in _graphs[name])
 
 # %% ../../nbs/explore/03a_projection.ipynb #56abb29b
+@contextmanager
+def _torch_threads_kept():
+    "numba sets OpenMP's number of threads for all who share it; torch would go on with another number, and other last bits."
+    threads = torch.get_num_threads()
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 def _compute(r: MapRecipe, features: list[Tensor]) -> list[Tensor]:
     if r.method == "pca":
         maps = [pca(features[0])]
         for x in features[1:]: maps.append(_rotate_onto(maps[-1], pca(x)))
         return maps
     if r.points < 4: raise ValueError(f"{r.points} points are too few for {r.method}; it needs 4, and PCA 2.")
-    with _lock, warnings.catch_warnings():  # numba's threads must not be entered from two of ours
+    with _lock, _torch_threads_kept(), warnings.catch_warnings():  # numba's threads must not be entered from two of ours
         warnings.simplefilter("ignore")
         k = min(r.neighbors + 1, r.points)  # UMAP counts the point itself
         graphs = [_graph(x, key, k, r.metric, r.seed) for x, key in zip(features, r.features)]
