@@ -400,6 +400,8 @@ presets: dict[str, Preset] = {
 }
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #7e4316bc
+import ipywidgets
+
 from .panels import Dots, Explorer, Label, Line, Panel, button, choice, slider, switch
 
 _CLASS_COLOURS = [*PALETTE, "#999999", "#882255"]
@@ -569,7 +571,7 @@ class CollapseLab(Explorer):
             "lr": slider("learning rate", s.lr, 1e-5, 1.0, log=True), "weight_decay": slider("weight decay", s.weight_decay, 1e-6, 10.0, log=True),
             "optimizer": choice("optimizer", ["adamw", "sgd"], s.optimizer), "seed": slider("seed", s.seed, 0, 20, tooltip="counts at the next reset")}
         self._tips = {name: knob.tooltip for name, knob in self.knobs.items()}
-        self.words = _words()
+        self.words = ipywidgets.HTML()
         k = self.knobs
         self.controls = [[self.preset, self.go, self.halt, self.one, self.anew, self.frame_steps, self.of, self.turn],
                          [self.two, self.target, k["method"], k["projector"], k["predictor"], k["stop_gradient"], k["last_norm"], k["optimizer"], k["batch_size"], k["width"]],
@@ -761,9 +763,3 @@ def _title(run):
 def _colours(labels):
     table = torch.tensor([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _CLASS_COLOURS], dtype=torch.uint8)
     return table[labels.cpu() % len(table)]
-
-
-def _words():
-    import ipywidgets
-
-    return ipywidgets.HTML()
