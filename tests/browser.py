@@ -48,18 +48,15 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder, self.token = folder, secrets.token_hex(8)
-        environment = (
-            os.environ
-            | {"OMP_WAIT_POLICY": "PASSIVE"}
-            | {
-                "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-                "TMPDIR": str(folder),
-                "JUPYTER_CONFIG_DIR": str(folder / "config"),
-                "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-                "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            }
-        )
+        environment = os.environ | {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            "TMPDIR": str(folder),
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
         words = [word.format(port=self.port, token=self.token) for word in command]
         self.log = open(folder / "server.log", "a+")
         self.process = subprocess.Popen(words, cwd=folder, env=environment, stdout=self.log, stderr=self.log)

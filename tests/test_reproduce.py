@@ -662,7 +662,7 @@ def test_the_wheel_holds_every_module_and_notebook(wheel):
     source, site = wheel / "source", wheel / "site" / "ssl_nb"
     for path in (source / "ssl_nb").rglob("*.py"):
         assert (site / path.relative_to(source / "ssl_nb")).is_file(), path
-    for kind in ("reproductions", "benchmarks"):
+    for kind in ("reproductions", "benchmarks", "explore"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
 
