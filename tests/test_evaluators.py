@@ -42,7 +42,7 @@ def with_spectrum(s, n=300, seed=0):
         (ev.feature_std, 0.059323, 6),
         (ev.uniformity, -1.163522, 6),
         (lambda x: ev.rankme(x, eps=1e-5), 29.711006, 6),
-        (lambda x: ev.rankme(ev.spectrum(x, centre=True)), 39.7085, 4),
+        (lambda x: ev.rankme(ev.spectrum(x, center=True)), 39.7085, 4),
         (lambda x: ev.log_spectrum(x).isfinite().sum(), 61, 6),
     ],
 )
@@ -68,13 +68,13 @@ def test_knn_reference_values(k, temperature, value):
 
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300), (64, 64)])
 @pytest.mark.parametrize(
-    "options", [{}, {"centre": True}, {"normalise": True}, {"centre": True, "normalise": True}]
+    "options", [{}, {"center": True}, {"normalize": True}, {"center": True, "normalize": True}]
 )
 @pytest.mark.parametrize("block", [4096, 17])
 def test_spectrum_equals_lapack(shape, options, block):
     x = randn(*shape, dtype=torch.float64) + 3
-    y = F.normalize(x, dim=1) if options.get("normalise") else x
-    y = y - y.mean(0) if options.get("centre") else y
+    y = F.normalize(x, dim=1) if options.get("normalize") else x
+    y = y - y.mean(0) if options.get("center") else y
     expected = torch.linalg.svdvals(y)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         got = ev.spectrum(x.to(dtype), block=block, **options)
@@ -230,7 +230,7 @@ def test_known_ranks():
 
 def test_gaussian_of_known_covariance():
     scale = torch.tensor([3.0, 2.0, 1.0, 0.5])
-    s = ev.spectrum(randn(40_000, 4) * scale, centre=True)
+    s = ev.spectrum(randn(40_000, 4) * scale, center=True)
     torch.testing.assert_close((s**2 / 39_999).sqrt().float(), scale, rtol=0.02, atol=0)
     assert ev.feature_std(randn(4000, 64)) == pytest.approx(1 / 8, rel=0.01)
 

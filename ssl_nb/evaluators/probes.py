@@ -125,14 +125,14 @@ class OnlineProbe(nn.Module):
     Give its parameters to the optimiser, add `loss` to the method's own: no gradient reaches the features.
     A batch norm without weights in front makes it independent of the scale of the features.
     """
-    def __init__(self, num_features: int, classes: int, normalise: bool = True):
+    def __init__(self, num_features: int, classes: int, normalize: bool = True):
         super().__init__()
-        self.normalise = nn.BatchNorm1d(num_features, affine=False) if normalise else nn.Identity()
+        self.normalize = nn.BatchNorm1d(num_features, affine=False) if normalize else nn.Identity()
         self.linear = nn.Linear(num_features, classes)
 
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
         "Logits of detached features."
-        return self.linear(self.normalise(features.detach().to(self.linear.weight.dtype)))
+        return self.linear(self.normalize(features.detach().to(self.linear.weight.dtype)))
 
     def loss(self, features: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         "Mean cross-entropy of a batch."

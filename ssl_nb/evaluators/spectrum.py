@@ -14,8 +14,8 @@ from .scores import Score, accumulator, check_features, measured
 # %% ../../nbs/evaluators/02_spectrum.ipynb #ee2645e8
 @measured
 def spectrum(features: Float[Tensor, "n d"],  # any float dtype and device
-             centre: bool = False,  # subtract the mean of each column first
-             normalise: bool = False,  # scale each row to length 1 first (before centring)
+             center: bool = False,  # subtract the mean of each column first
+             normalize: bool = False,  # scale each row to length 1 first (before centring)
              block: int = 4096,  # rows turned to float64 at a time
             ) -> Float[Tensor, "r"]:  # r = min(n, d)
     """Singular values of the feature matrix, descending, in float64.
@@ -24,14 +24,14 @@ def spectrum(features: Float[Tensor, "n d"],  # any float dtype and device
     resolve the smallest value. On the device of the features (the CPU for Apple's MPS, which has no float64).
     Raises `ValueError` for features that are not a finite matrix of at least one row (two if centred).
     """
-    x = check_features(features, min_rows=2 if centre else 1)
+    x = check_features(features, min_rows=2 if center else 1)
     if x.device.type == "mps": x = x.cpu()
-    if normalise: x = F.normalize(x, dim=1)
-    gram = _small_gram(x, _mean(x) if centre else None, block)
+    if normalize: x = F.normalize(x, dim=1)
+    gram = _small_gram(x, _mean(x) if center else None, block)
     s = torch.linalg.eigvalsh(gram).flip(0).clamp_(min=0).sqrt_()
     unresolved = s <= s[0] * (len(s) * torch.finfo(s.dtype).eps) ** 0.5
     if x.dtype == torch.float64 and unresolved.any():
-        return torch.linalg.svdvals(x - _mean(x) if centre else x)
+        return torch.linalg.svdvals(x - _mean(x) if center else x)
     return s.masked_fill_(unresolved, 0)
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #105b2bfa
@@ -102,6 +102,6 @@ def log_spectrum(features: Float[Tensor, "n d"]) -> Float[Tensor, "r"]:
     number of directions in use.
     """
     x = check_features(features)
-    s = spectrum(x, centre=True, normalise=True)
+    s = spectrum(x, center=True, normalize=True)
     s = s.masked_fill(s <= s[0] * max(x.shape) * torch.finfo(s.dtype).eps, 0)
     return (s.square() / (len(x) - 1)).log()

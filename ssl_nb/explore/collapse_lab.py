@@ -154,7 +154,7 @@ def measure(
 ) -> Measures:
     "All measures of features. Raises ValueError for features that are not finite, or for fewer than two rows."
     rank = evaluators.spectrum(z)
-    seen = Measures(nn.functional.normalize(z.float(), dim=1), evaluators.spectrum(z, centre=True, normalise=True),
+    seen = Measures(nn.functional.normalize(z.float(), dim=1), evaluators.spectrum(z, center=True, normalize=True),
                     float(evaluators.feature_std(z)), float(evaluators.rankme(rank)), float(evaluators.effective_rank(rank)),
                     float(evaluators.uniformity(z)))
     if views is not None: seen.alignment = float(evaluators.alignment(*views))
