@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import cache_folder
+from .. import cache
 from ..evaluators.neighbours import top_k
 from ..evaluators.scores import Score, check_features, mean_score
 from ..spelling import unknown
@@ -368,25 +368,15 @@ def _starts(r, features, fuzzy, random):
 _maps: "OrderedDict[str, list[Tensor]]" = OrderedDict()
 _LARGEST = 256 * 2 ** 20  # bytes on disk
 
-def _folder() -> Path:
-    return cache_folder() / "maps"
-
 def remembered(r: MapRecipe) -> list[Float[Tensor, "n 2"]] | None:
     "Maps that were made before, or None."
-    if r.key in _maps:
-        _maps.move_to_end(r.key)
-        return [m.clone() for m in _maps[r.key]]
-    path = _folder() / f"{r.key}.safetensors"
-    if not path.is_file(): return None
-    from safetensors.torch import load_file
-    try: found = load_file(path)
-    except Exception: return None  # a damaged file is made anew
-    maps = [found.get(str(i)) for i in range(len(r.features))]
-    if any(m is None or m.shape != (r.points, 2) for m in maps): return None
-    try: os.utime(path)
-    except OSError: pass
-    _keep(r.key, maps)
-    return [m.clone() for m in maps]
+    if r.key not in _maps:
+        found = cache.recall("maps", r.key) or {}
+        maps = [found.get(str(i)) for i in range(len(r.features))]
+        if any(m is None or m.shape != (r.points, 2) for m in maps): return None
+        _keep(r.key, maps)
+    _maps.move_to_end(r.key)
+    return [m.clone() for m in _maps[r.key]]
 
 def _keep(key, maps):
     _maps[key] = [m.clone() for m in maps]
@@ -395,19 +385,7 @@ def _keep(key, maps):
 def remember(r: MapRecipe, maps: list[Tensor]):
     "Keep maps in memory, and on disk where that can be written."
     _keep(r.key, maps)
-    from safetensors.torch import save_file
-    aside = _folder() / f".{r.key}-{os.getpid()}-{threading.get_ident()}"
-    try:
-        _folder().mkdir(parents=True, exist_ok=True)
-        save_file({str(i): m.contiguous() for i, m in enumerate(maps)}, aside, {"recipe": r.to_json()})
-        aside.replace(_folder() / f"{r.key}.safetensors")
-        files = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in _folder().glob("*.safetensors"))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files[:-1]:
-            if total <= _LARGEST: break
-            path.unlink(missing_ok=True)
-            total -= size
-    except OSError: pass  # a cache that cannot be written costs time, nothing else
+    cache.keep("maps", r.key, {str(i): m for i, m in enumerate(maps)}, {"recipe": r.to_json()}, _LARGEST)
 
 # %% ../../nbs/explore/03a_projection.ipynb #3241c969
 class MapWorker:
