@@ -7,6 +7,7 @@ __all__ = ['digest', 'keep', 'recall']
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -50,7 +51,8 @@ def keep(
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, facts)
         aside.replace(_file(place, key))
         _shrink(folder, largest)
-    except OSError: aside.unlink(missing_ok=True)
+    except OSError:
+        with suppress(OSError): aside.unlink()
 
 def _shrink(folder: Path, largest: int):
     files = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.safetensors"))
@@ -71,6 +73,5 @@ def recall(place: str, key: str) -> dict[str, Tensor] | None:
     if not path.is_file(): return None
     try: found = load_file(path)
     except Exception: return None
-    try: os.utime(path)  # used now
-    except OSError: pass
+    with suppress(OSError): os.utime(path)  # used now
     return found

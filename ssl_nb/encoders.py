@@ -222,7 +222,7 @@ def find_weights(
     if not files:
         raise FileNotFoundError(f"{path} holds no weights (*.safetensors); give a file of encoders.save, or the folder of a run that trained one")
     newest = {(file.parent.parent if file.name == "model.safetensors" else file.with_suffix("")): file for file in files}
-    return {str(place.relative_to(path)) if place != path else path.name: file for place, file in newest.items()}
+    return {str(place.relative_to(path)) if path in place.parents else path.name: file for place, file in newest.items()}
 
 
 def load(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import NotFiniteError
+from .encoders import description
 
 # %% ../nbs/core/06_training.ipynb #1ed1fbd0
 def learning_rate(
@@ -91,6 +92,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     extra: dict | None = None,  # tensors by name, such as generator states
     facts: dict | None = None,  # anything JSON holds
+    about: dict[str, str] | None = None,  # metadata of the weights' file: `encoders.description`
 ) -> Path:
     "Write a checkpoint aside, rename it into place, delete the older ones. Returns its folder."
     from safetensors.torch import save_file
@@ -101,7 +103,7 @@ def save_checkpoint(
     aside.mkdir(parents=True)
     state, plain = _flatten(optimizer.state_dict()) if optimizer else ({}, {})
     tensors = {f"optimizer/{key}": value for key, value in state.items()} | (extra or {})
-    save_file({key: _own(value) for key, value in module.state_dict().items()}, aside / "model.safetensors")
+    save_file({key: _own(value) for key, value in module.state_dict().items()}, aside / "model.safetensors", about)
     save_file({key: _own(value) for key, value in tensors.items()}, aside / "state.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, "optimizer": plain, **(facts or {})}))
     for file in aside.iterdir():
@@ -162,22 +164,19 @@ def _unflatten(tensors, plain):
 # %% ../nbs/core/06_training.ipynb #f0f70562
 @dataclass
 class Monitor:
-    "knn@k, feature std and RankMe of a sample, while training goes on."
+    "Evaluators of a sample, while training goes on: those of `ssl_nb.evaluators.evaluate`, by name."
 
     bank: object  # Split whose labels vote
-    queries: object  # Split that is classified; held out from training, never the test split
+    queries: object  # Split that is judged; held out from training, never the test split
     k: int = 20
     every: int = 50  # steps
-    temperature: float = 0.07
+    evaluators: tuple[str, ...] = ("knn", "feature_std", "rankme")  # of `ssl_nb.evaluators.names()`
 
     def __call__(self, method) -> dict[str, float]:
-        from ssl_nb.encoders import embed
-        from ssl_nb.evaluators import feature_std, knn, rankme
+        from ssl_nb.evaluators import measure
 
-        bank, queries = (embed(method.encoder, split.images) for split in (self.bank, self.queries))
-        score = knn(bank, self.bank.labels, queries, self.queries.labels, k=self.k, temperature=self.temperature)
-        return {f"knn@{self.k}": float(score), "feature_std": float(feature_std(queries)),
-                "rankme": float(rankme(queries))}
+        scores = measure(method.encoder, self, self.evaluators, k=self.k)
+        return {score.protocol.split(" (")[0]: float(score) for score in scores}
 
 # %% ../nbs/core/06_training.ipynb #56016107
 class Trainer:
@@ -303,7 +302,8 @@ class Trainer:
             extra["epoch_order"] = self._epoch_order
         facts = {"settings": self.settings, "history": self.history.rows, "seconds": self.history.seconds,
                  "images": self.history.images}
-        return save_checkpoint(self.folder, self.step_number, self._modules, self.optimizer, extra, facts)
+        return save_checkpoint(self.folder, self.step_number, self._modules, self.optimizer, extra, facts,
+                               description(self.method.encoder, "method.encoder."))
 
     # -- what the two above are made of ---------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def with_spectrum(s, n=300, seed=0):
         (ev.feature_std, 0.059323, 6),
         (ev.uniformity, -1.163522, 6),
         (lambda x: ev.rankme(x, eps=1e-5), 29.711006, 6),
-        (lambda x: ev.rankme(ev.spectrum(x, center=True)), 39.7085, 4),
+        (lambda x: ev.rankme(ev.spectrum(x, center=True) * 1), 39.7085, 4),
         (lambda x: ev.log_spectrum(x).isfinite().sum(), 61, 6),
     ],
 )
@@ -191,28 +191,6 @@ def test_paired_t_interval_equals_scipy():
     got = ev.paired_difference(a, b, level=0.9)
     assert got.interval == pytest.approx(tuple(ttest_rel(a, b).confidence_interval(0.9)))
     assert got.of == "seeds" and "t)" in got.protocol
-
-
-@pytest.mark.parametrize("estimator", ["KNNClassifier(k=3)", "LinearProbe()", "LinearProbe(l2=0.01)"])
-def test_scikit_learn_estimator_checks(estimator):
-    from sklearn.utils.estimator_checks import check_estimator
-
-    results = check_estimator(
-        eval(estimator, vars(__import__("ssl_nb.evaluators.estimators", fromlist=["x"]))),
-        on_fail=None,
-        on_skip=None,
-    )
-    assert len(results) > 40 and not [
-        r["check_name"] for r in results if r["status"] not in ("passed", "skipped")
-    ]
-
-
-def test_estimators_agree_with_functions():
-    for estimator, score in (
-        (ev.KNNClassifier(), ev.knn(*SPLIT)),
-        (ev.LinearProbe(), ev.linear_probe(*SPLIT)),
-    ):
-        assert estimator.fit(*SPLIT[:2]).score(*SPLIT[2:]) == score
 
 
 # ---- constructed cases

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from ssl_nb import data, views
+from ssl_nb.evaluators.equivariance import factor_r2
 from ssl_nb.explore import ViewsGallery
-from ssl_nb.explore.views_gallery import factor_r2, network, read, train_under
+from ssl_nb.explore.views_gallery import network, read, train_under
 
 
 @pytest.fixture(scope="module")
