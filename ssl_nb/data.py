@@ -617,8 +617,10 @@ def from_npz(
     test_fraction: float = 0.2,  # of each class, where there are no test_images
     seed: int = 0,  # of that choice
 ) -> Data:
-    "An .npz with images, labels and optionally test_images, test_labels, classes and fields, as `Data`."
-    arrays = _read_npz(path)
+    """An .npz with images, labels and optionally test_images, test_labels, classes and fields, as `Data`.
+
+    MedMNIST's files are read as they are: train_images, train_labels (n, 1), test_...; their val_ part is left out."""
+    arrays = _medmnist(_read_npz(path))
     if "images" not in arrays: _refuse(path, f"it has no array 'images' but {', '.join(arrays) or 'none'}")
     classes = arrays.pop("classes", None)
     test = {k[5:]: v for k, v in arrays.items() if k.startswith("test_")} if "test_images" in arrays else {}
@@ -629,6 +631,13 @@ def from_npz(
                       f"for {len(classes)} classes")
     train, test = (train, _npz_split(path, test)) if test else holdout(train, test_fraction, seed)
     return _own(path.stem, tuple(str(c) for c in classes), train, test)
+
+
+def _medmnist(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "MedMNIST's names as ours: no prefix for train, no validation part, one class index a row."
+    if "train_images" not in arrays: return arrays
+    ours = {k.removeprefix("train_"): v for k, v in arrays.items() if not k.startswith("val_")}
+    return {k: v[:, 0] if k.endswith("labels") and v.shape[1:] == (1,) else v for k, v in ours.items()}
 
 
 def _npz_split(path: Path, arrays: dict[str, np.ndarray]) -> Split:

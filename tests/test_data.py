@@ -637,6 +637,19 @@ def test_an_npz_with_everything(tmp_path):
     assert found.train.get("angle").tolist() == list(range(6)) and found.test.get("angle").tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("colour", [(), (3,)])
+def test_a_file_of_medmnist_is_read_as_it_is(tmp_path, colour):
+    arrays = {f"{part}_{kind}": np.zeros((n, 28, 28, *colour) if kind == "images" else (n, 1), np.uint8)
+              for part, n in (("train", 12), ("val", 4), ("test", 6)) for kind in ("images", "labels")}
+    arrays["train_labels"][6:] = 1
+    found = load(save(tmp_path / "pneumoniamnist.npz", **arrays))
+    assert found.train.images.shape == (12, 3 if colour else 1, 28, 28) and len(found.test) == 6
+    assert found.train.labels.tolist() == [0] * 6 + [1] * 6 and found.spec.classes == ("0", "1")
+    arrays["train_labels"] = np.zeros((12, 14), np.uint8)  # several labels an image, as in ChestMNIST
+    with pytest.raises(ValueError, match=r"labels are uint8 of shape \(12, 14\)"):
+        load(save(tmp_path / "chestmnist.npz", **arrays))
+
+
 @pytest.mark.parametrize(
     "shape, expected",
     [((9, 8, 8), (1, 8, 8)), ((9, 1, 8, 8), (1, 8, 8)), ((9, 3, 8, 8), (3, 8, 8)), ((9, 8, 8, 1), (1, 8, 8))],

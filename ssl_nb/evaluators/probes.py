@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'fit_linear', 'split_rows', 'linear_probe', 'OnlineProbe', 'labelled_rows', 'LabelCurve',
-           'label_efficiency', 'seed_score', 'finetune']
+           'label_efficiency', 'finetune']
 
 # %% ../../nbs/evaluators/05_probes.ipynb #d7ae31f5
 import numpy as np
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import (Score, accumulator, check_features, check_labels, mean_score, measured,
-                                      paired_difference)
+from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
 
 # %% ../../nbs/evaluators/05_probes.ipynb #e106917a
 def _minimise(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], classes: int, l2: float, start=None, tol=1e-5):
@@ -242,12 +241,6 @@ def _over_draws(budget: str, draws: list[Tensor], whole: bool, l2: str, probe) -
     protocol = f"offline_linear ({budget}: {len(draws[0])} labels, {l2})"
     if whole: return Score(scores[0], protocol, scores[0].interval, "examples", scores[0].samples, **notes)
     return seed_score(scores, protocol, **notes)
-
-def seed_score(values, protocol: str, **notes) -> Score:
-    "Mean over seeds with Student's t interval; one seed alone has none."
-    values = [float(value) for value in values]
-    interval = paired_difference(values, [0.0] * len(values), of="seeds").interval
-    return Score(sum(values) / len(values), protocol, interval, "seeds", np.array(values), **notes)
 
 # %% ../../nbs/evaluators/05_probes.ipynb #9ac98a2b
 def finetune(encoder: nn.Module,  # from images to features (n, d); left as it is

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..encoders import embed
 from .neighbours import knn
 from .probes import linear_probe
-from .scores import Score, accumulator, check_features, check_labels, measured, paired_difference
+from .scores import Score, accumulator, check_features, check_labels, measured, seed_score
 
 # %% ../../nbs/evaluators/07_transferability.ipynb #93acb640
 @measured
@@ -219,9 +219,4 @@ def forgetting(accuracy,  # (tasks, tasks) or (seeds, tasks, tasks): a[i, j] on 
     best, last, learned = np.nanmax(known[:, :-1, :-1], 1), a[:, -1], np.diagonal(a, axis1=1, axis2=2)
     values = dict(average_accuracy=last.mean(1), forgetting=(best - last[:, :-1]).mean(1),
                   backward_transfer=(last - learned)[:, :-1].mean(1))
-    return {name: _over_seeds(v, f"{name} ({a.shape[1]} tasks)") for name, v in values.items()}
-
-def _over_seeds(values: np.ndarray, protocol: str) -> Score:
-    "Mean over seeds with its interval by Student's t; one seed has none."
-    mean = paired_difference(values, np.zeros_like(values), of="seeds")
-    return Score(mean, protocol, mean.interval, "seeds", values)
+    return {name: seed_score(v, f"{name} ({a.shape[1]} tasks)") for name, v in values.items()}

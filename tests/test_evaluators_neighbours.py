@@ -1,0 +1,103 @@
+"""The screened route of `nearest` against the plain one, and retrieval against independent counts."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from ssl_nb import evaluators as ev
+from ssl_nb.evaluators import neighbours
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# ---- neighbours, screened in bfloat16
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    q=st.integers(1, 70),
+    n=st.integers(60, 400),
+    d=st.integers(2, 40),
+    k=st.integers(1, 12),
+    spread=st.sampled_from([0.0, 1e-4, 1e-2, 1.0]),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_screening_changes_nothing(q, n, d, k, spread, seed, dtype):
+    centres = randn(4, d, seed=seed, dtype=dtype)
+    bank = centres[torch.arange(n) % 4] + spread * randn(n, d, seed=seed + 1, dtype=dtype)
+    queries = F.normalize(randn(q, d, seed=seed + 2, dtype=dtype), dim=1)
+    scale = 1 / bank.norm(dim=1).clamp(min=1e-12)
+    plain, index = neighbours._plain(queries, bank, scale, k, 32)
+    screened, found = neighbours._screened(queries, bank, scale, k, 32)
+    exact = (queries.double() @ F.normalize(bank.double(), dim=1).T).topk(k).values
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(screened.double(), exact, rtol=0, atol=tolerance)
+    torch.testing.assert_close(plain.double(), exact, rtol=0, atol=tolerance)
+    assert all(len(set(row.tolist())) == k for row in found)  # no neighbour twice
+
+
+def test_screening_does_again_only_what_it_cannot_prove(monkeypatch):
+    done, plain = [], neighbours._plain
+    monkeypatch.setattr(neighbours, "_plain", lambda queries, *rest: done.append(len(queries)) or plain(queries, *rest))
+    bank, queries = randn(5000, 64), F.normalize(randn(300, 64, seed=1), dim=1)
+    neighbours._screened(queries, bank, 1 / bank.norm(dim=1), 5)
+    assert sum(done) < 100
+    done.clear()
+    neighbours._screened(queries, bank[:1].expand(5000, 64), torch.full((5000,), 1 / bank[0].norm()), 5)
+    assert done == [300]
+
+
+def test_nearest_takes_the_screened_route_where_it_pays_and_agrees(monkeypatch):
+    bank, queries = randn(9000, 32), randn(100, 32, seed=1)
+    monkeypatch.setattr(neighbours, "_screening_pays", lambda *_: False)
+    plain = ev.nearest(queries, bank, 3)
+    monkeypatch.setattr(neighbours, "_screening_pays", lambda *_: True)
+    screened = ev.nearest(queries, bank, 3)
+    torch.testing.assert_close(screened[0], plain[0], rtol=0, atol=1e-6)
+    assert torch.equal(screened[1], plain[1])
+
+
+# ---- retrieval
+
+
+def test_map_is_scikit_learns_average_precision():
+    x, ids = randn(120, 16), torch.arange(120) % 7
+    unit = F.normalize(x, dim=1).double()
+    each = []
+    for i in range(120):
+        others = torch.arange(120) != i
+        each.append(average_precision_score(ids[others] == ids[i], unit[others] @ unit[i]))
+    found = ev.retrieval(x, ids)
+    np.testing.assert_allclose(found["map"].samples, each, atol=1e-9)
+    assert found["map"].of == "examples" and found["map"].interval[0] < found["map"] < found["map"].interval[1]
+
+
+def test_rank_1_is_the_nearest_neighbour():
+    x, ids = randn(200, 8), torch.arange(200) % 5
+    _, nearest = ev.nearest(x, x, 2)
+    assert ev.retrieval(x, ids)["rank_1"] == pytest.approx((ids[nearest[:, 1]] == ids).double().mean().item())
+
+
+@pytest.mark.parametrize("block", [1, 50, 2**22])
+def test_blocks_and_a_gallery_of_its_own(block):
+    queries, gallery = randn(30, 8), randn(90, 8, seed=1)
+    ids, gallery_ids = torch.arange(30) % 3, torch.arange(90) % 3
+    found, whole = (ev.retrieval(queries, ids, gallery, gallery_ids, block=b) for b in (block, 10**6))
+    assert {name: float(score) for name, score in found.items()} == {name: float(score) for name, score in whole.items()}
+    order = (F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T).argsort(1, descending=True)
+    first = (gallery_ids[order] == ids[:, None]).int().argmax(1) + 1
+    assert whole["mrr"] == pytest.approx((1 / first.double()).mean().item())
+
+
+def test_ties_count_against_the_encoder_and_lonely_queries_are_left_out():
+    collapsed = ev.retrieval(torch.ones(20, 4), torch.arange(20) % 2)
+    assert collapsed["rank_1"] == 0 and collapsed["mrr"] == pytest.approx(1 / 11)
+    found = ev.retrieval(torch.eye(5), torch.tensor([0, 0, 1, 1, 2]))
+    assert found["map"].notes["left_out"] == 1 and len(found["map"].samples) == 4
