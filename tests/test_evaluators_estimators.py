@@ -20,8 +20,9 @@ KNOWN = Y < 7
 TRAIN, LABELS, TEST, OOD = X[:1000][KNOWN[:1000]], Y[:1000][KNOWN[:1000]], X[1000:][KNOWN[1000:]], X[~KNOWN]
 
 
-@parametrize_with_checks([KNNClassifier(k=3), LinearProbe(), LinearProbe(l2=0.01),
-                          OODDetector(), OODDetector("knn", k=3), OODDetector(shrinkage=0), NeuralPredictivity(components=1), NeuralPredictivity("ridge")])
+@parametrize_with_checks([
+    KNNClassifier(k=3), LinearProbe(), LinearProbe(l2=0.01), OODDetector(), OODDetector("knn", k=3), OODDetector(shrinkage=0),
+    NeuralPredictivity(components=1), NeuralPredictivity("ridge")])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -32,7 +33,8 @@ def test_classifiers_agree_with_functions():
         assert estimator.fit(*split[:2]).score(*split[2:]) == score
 
 
-@pytest.mark.parametrize("kind, use_labels", [("mahalanobis", True), ("mahalanobis", False), ("knn", False), ("max_softmax", False)])
+@pytest.mark.parametrize(
+    "kind, use_labels", [("mahalanobis", True), ("mahalanobis", False), ("knn", False), ("max_softmax", False)])
 def test_detector_gives_the_scores_of_ood_scores(kind, use_labels):
     detector = OODDetector(kind, use_labels=use_labels, k=20).fit(TRAIN, LABELS)
     given = LABELS if use_labels or kind == "max_softmax" else None

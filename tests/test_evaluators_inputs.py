@@ -19,7 +19,9 @@ def flat(found):
     "Every number of what an evaluator returns."
     if isinstance(found, dict):
         found = list(found.values())
-    return [x for part in found for x in flat(part)] if isinstance(found, list | tuple) else [torch.as_tensor(found, dtype=torch.float64)]
+    if isinstance(found, list | tuple):
+        return [x for part in found for x in flat(part)]
+    return [torch.as_tensor(found, dtype=torch.float64)]
 
 
 # Each takes one matrix of features (n, d); what else it needs is made of it or of its rows.

@@ -69,7 +69,7 @@ def test_every_class_is_within_one_row_of_its_share(sizes, fraction):
 
 def test_per_class_subsets_are_even_and_nested():
     sets = [labelled_rows(Y, per_class=n, seed=3) for n in (1, 5, 20)]
-    for n, rows in zip((1, 5, 20), sets):
+    for n, rows in zip((1, 5, 20), sets, strict=True):
         assert (np.bincount(Y[rows.numpy()]) == n).all()
     assert set(sets[0].tolist()) < set(sets[1].tolist()) < set(sets[2].tolist())
 
@@ -198,7 +198,7 @@ def test_labels_of_any_integers_and_features_of_any_kind():
     ],
 )
 def test_bad_input_is_refused(change, reason):
-    given = dict(zip(("train_features", "train_labels", "test_features", "test_labels"), SPLIT)) | dict(seeds=2)
+    given = dict(zip(("train_features", "train_labels", "test_features", "test_labels"), SPLIT, strict=True)) | dict(seeds=2)
     with pytest.raises(ValueError, match=reason):
         label_efficiency(**given | change)
 

@@ -114,7 +114,8 @@ def test_comparisons_are_paired_and_corrected(network, digits):
     found = ask({"pixels": nn.Flatten(), "network": network, "twin": network}, digits, ["knn", "rankme"])
     pairs = found.compare("knn").set_index(["ours", "baseline"])
     assert pairs.difference["network", "twin"] == 0 and pairs.p_holm["network", "twin"] == 1
-    assert (pairs.p_holm >= pairs.p).all() and pairs.p_holm["pixels", "network"] == pytest.approx(3 * pairs.p["pixels", "network"])
+    assert (pairs.p_holm >= pairs.p).all()
+    assert pairs.p_holm["pixels", "network"] == pytest.approx(3 * pairs.p["pixels", "network"])
     with pytest.raises(ValueError, match="evaluators with samples: knn"):
         found.compare("rankme")
 
@@ -145,7 +146,8 @@ def test_what_cannot_work_is_said_before_anything_is_embedded(encoder, options, 
 
 
 def test_unlabelled_data_leave_out_what_needs_labels(network, digits):
-    unlabelled = data.Data(digits.spec, *(data.Split(s.images, torch.full_like(s.labels, -1)) for s in (digits.train, digits.test)))
+    splits = (data.Split(s.images, torch.full_like(s.labels, -1)) for s in (digits.train, digits.test))
+    unlabelled = data.Data(digits.spec, *splits)
     assert set(ask(network, unlabelled).table.evaluator) == {"rankme", "effective_rank", "feature_std", "alignment", "uniformity"}
     with pytest.raises(ValueError, match="knn needs labels"):
         ask(network, unlabelled, ["knn"])
@@ -182,7 +184,8 @@ def test_p_values_of_pairs_are_those_of_scipy():
 # ---- weights in files
 
 
-@pytest.mark.parametrize("name, knobs", [("convnet", dict(channels=(4, 8, 16, 32))), ("vit", dict(depth=1, embed_dim=32)), ("resnet18", {})])
+@pytest.mark.parametrize(
+    "name, knobs", [("convnet", dict(channels=(4, 8, 16, 32))), ("vit", dict(depth=1, embed_dim=32)), ("resnet18", {})])
 def test_a_file_of_weights_says_which_encoder_it_is(name, knobs, tmp_path):
     torch.manual_seed(0)
     encoder = encoders.create(name, in_chans=1, img_size=16, mean=(0.3,), std=(0.2,), **knobs)
@@ -192,11 +195,11 @@ def test_a_file_of_weights_says_which_encoder_it_is(name, knobs, tmp_path):
     assert not again.training and again.made == json.loads(json.dumps(encoder.made))
 
 
-def trained(network, digits, folder, **settings):
+def trained(network, digits, folder):
     from ssl_nb import methods
 
     method = methods.create("simclr", encoder=network)
-    training.fit(method, digits.train, epochs=1, batch_size=100, device="cpu", folder=folder, report=lambda line: None, **settings)
+    training.fit(method, digits.train, epochs=1, batch_size=100, device="cpu", folder=folder, report=lambda line: None)
     return method.encoder
 
 
@@ -249,7 +252,8 @@ def test_the_table_is_added_to_the_run_and_rows_asked_again_are_replaced(run_fol
     code, _, _ = shell(run_folder, "--suite", "knn,uniformity", "--data", "digits")
     assert code == 0
     table = pd.read_csv(run_folder / "evaluation.csv")
-    assert sorted(table.evaluator) == ["knn", "rankme", "uniformity"] and set(table.data) == {"digits"} and set(table.encoder) == {"train"}
+    assert sorted(table.evaluator) == ["knn", "rankme", "uniformity"]
+    assert set(table.data) == {"digits"} and set(table.encoder) == {"train"}
     assert "knn@20" in set(table.protocol.str[:6]) and table.value.between(-10, 500).all()
 
 

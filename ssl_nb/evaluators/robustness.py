@@ -161,20 +161,20 @@ def ood_scores(train_features: Float[Tensor, "n d"],
     fitted = {kind: _fit(kind, train, train_labels, k, shrinkage, seed) for kind in kinds}
     named = {"mahalanobis": "mahalanobis", "knn": f"knn distance, k {k}", "max_softmax": "max softmax"}
     return {kind: detection(score(test), score(ood), f"ood {named[kind]}", seed=seed)
-            for kind, (score, _) in fitted.items()}
+            for kind, score in fitted.items()}
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #47b000e5
 def _fit(kind: str, train: Tensor, labels, k: int, shrinkage: float, seed: int):
-    "Score of one kind as a function of features, and what was fitted."
-    if kind == "knn": return lambda x: knn_score(x, train, k), {}
+    "Score of one kind as a function of features."
+    if kind == "knn": return lambda x: knn_score(x, train, k)
     if kind == "mahalanobis":
         means, whiten = fit_gaussians(train, labels, shrinkage)
-        return lambda x: mahalanobis(x, means, whiten), {}
+        return lambda x: mahalanobis(x, means, whiten)
     train, y = check_features(train, labels, name="train_features")
     classes, y = y.unique(return_inverse=True)
     if len(classes) < 2: raise ValueError(f"all train_labels are {classes[0]}; max_softmax needs two classes.")
-    weight, bias, notes = fit_linear(train, y, len(classes), seed=seed)
-    return lambda x: max_softmax(x, weight, bias), notes
+    weight, bias, _ = fit_linear(train, y, len(classes), seed=seed)
+    return lambda x: max_softmax(x, weight, bias)
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #7b1b0aa8
 def _draw(shape, generator, like: Tensor) -> Tensor:
