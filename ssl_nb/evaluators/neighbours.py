@@ -23,10 +23,9 @@ def top_k(similarity: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"
     largest = similarity[:, :size * groups].view(rows, size, groups).amax(1)
     best = largest.topk(k, dim=1, sorted=False).indices
     candidates = (best[:, None] + torch.arange(0, size * groups, groups)[:, None]).flatten(1)
-    rest = torch.arange(size * groups, n).expand(rows, -1)
-    candidates = torch.cat([candidates, rest], 1)
-    values, chosen = similarity.gather(1, candidates).topk(k, dim=1)
-    return values, candidates.gather(1, chosen)
+    rest, inside = size * groups, candidates.shape[1]  # the last columns belong to no group
+    values, chosen = torch.cat([similarity.gather(1, candidates), similarity[:, rest:]], 1).topk(k, dim=1)
+    return values, torch.where(chosen < inside, candidates.gather(1, chosen.clamp(max=inside - 1)), chosen - inside + rest)
 
 # %% ../../nbs/evaluators/04_neighbours.ipynb #86cea938
 def _plain(queries: Float[Tensor, "q d"], part: Float[Tensor, "m d"], scale: Float[Tensor, "m"], k: int, height: int):

@@ -88,15 +88,18 @@ def _open(batches) -> tuple[Tensor | None, object]:
     return torch.cat(held), None
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #e8716e4c
-def _wide(part, name: str) -> Float[Tensor, "b c"]:
-    "A float64 copy, checked if it comes from disk; on the CPU for Apple's MPS, which has no float64."
+def _wide(part, name: str, space: Float[Tensor, "b c"] | None = None) -> Float[Tensor, "b c"]:
+    "A float64 copy, in `space` if given, checked if it comes from disk; on the CPU for Apple's MPS, which has no float64."
     if isinstance(part, np.ndarray): part = check_features(part, min_rows=1, name=name)
-    return (part.cpu() if part.device.type == "mps" else part).to(torch.float64, copy=True)
+    part = part.cpu() if part.device.type == "mps" else part
+    return part.to(torch.float64, copy=True) if space is None else space[:len(part)].copy_(part)
 
 def _row_blocks(x, block: int, normalize: bool):
-    "Blocks of rows (block, d), scaled to length 1 if asked."
+    "Blocks of rows (block, d), scaled to length 1 if asked; each is overwritten by the next, as fresh memory costs time."
+    space = None
     for i in range(0, len(x), block):
-        rows = _wide(x[i:i + block], f"features from row {i} on")
+        rows = _wide(x[i:i + block], f"features from row {i} on", space)
+        space = rows if space is None else space
         yield rows.div_(_lengths(rows)[:, None]) if normalize else rows
 
 def _column_blocks(x, block: int, normalize: bool):
