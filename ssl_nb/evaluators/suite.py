@@ -45,14 +45,14 @@ class Asked:
         self.k, self.seed, self.keep, self.most = k, seed, keep, most
 
     def features(self, images: Tensor) -> Float[Tensor, "n d"]:
-        "Features on the CPU, from the cache if the same weights saw the same images before."
-        if not self.keep: return embed(self.encoder, images).cpu()
+        "Features on the encoder's device, from the cache if the same weights saw the same images before."
+        if not self.keep: return embed(self.encoder, images)
         key = cache.digest(self.identity, images)
         found = cache.recall("embeddings", key)
         if found is None:
-            found = {"features": embed(self.encoder, images).cpu()}
+            found = {"features": embed(self.encoder, images)}
             cache.keep("embeddings", key, found)
-        return found["features"]
+        return found["features"].to(next((p.device for p in self.encoder.parameters()), images.device))
 
     @cached_property
     def identity(self) -> str:
@@ -64,7 +64,8 @@ class Asked:
     def labelled(self) -> tuple:
         "Train features and labels, test features and labels."
         train, test = self.splits
-        return self.features(train.images), train.labels.cpu(), self.test, test.labels.cpu()
+        bank = self.features(train.images)
+        return bank, train.labels.to(bank.device), self.test, test.labels.to(bank.device)
 
     @cached_property
     def test(self) -> Float[Tensor, "n d"]: return self.features(self.splits[1].images)
