@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Split', 'Spec', 'Data', 'moments', 'holdout', 'register', 'names', 'load', 'digits', 'cache_folder', 'mnist',
-           'fashion_mnist', 'cifar10', 'cifar100', 'stl10', 'cifar10_jpeg', 'fashion_mnist_sprite', 'from_folder',
-           'from_npz']
+           'fashion_mnist', 'cifar10', 'cifar100', 'stl10', 'cifar10_jpeg', 'mnist_small', 'fashion_mnist_8k',
+           'fashion_mnist_sprite', 'from_folder', 'from_npz']
 
 # %% ../nbs/core/02_data.ipynb #60aadb6b
 import gzip, hashlib, importlib, inspect, os, tarfile, tempfile, warnings, zipfile, zlib
@@ -537,6 +537,48 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays: return {k: arrays[k] for k in arrays}
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         _refuse(path, f"no .npz of plain arrays ({error})")
+
+# %% ../nbs/core/02_data.ipynb #a5d58646
+_FILES["mnist_small"] = (_File("mnist_small.npz", "d4d3dd9f13ecab8364d0d7419334257d"),)
+_FILES["fashion_mnist_8k"] = (_File("fashion_mnist_8k.npz", "4fe94c722148c0460f253947eba5510a"),)
+
+
+def _shipped(file: _File) -> Path:
+    "A file that comes with the package: inside it in a wheel, in `data/` beside it in a checkout."
+    import ssl_nb
+    package = Path(ssl_nb.__file__).parent
+    places = [package / "files" / file.name, package.parent / "data" / file.name]
+    for path in places:
+        if path.is_file(): return path
+    raise FileNotFoundError(f"{file.name} is neither {places[0]} nor {places[1]}: this installation of ssl_nb is "
+                            "incomplete. Install it anew.")
+
+
+def _two_parts(spec: Spec, path: Path) -> Data:
+    "`Data` from an .npz with {train,test}_images (n, h, w) and {train,test}_labels (n,)."
+    arrays = _read_npz(path)
+    return Data(spec, *[_split(arrays[f"{part}_images"][:, None], arrays[f"{part}_labels"])
+                        for part in ("train", "test")])
+
+# %% ../nbs/core/02_data.ipynb #15b68a2a
+@register("mnist_small")
+def mnist_small() -> Data:
+    "The first 10,000 training and the first 2,000 test images of MNIST, in order; they come with the package."
+    [file] = _FILES["mnist_small"]
+    spec = Spec("mnist_small", (1, 28, 28), _DIGITS, mean=(0.1311,), std=(0.3087,), licence="CC BY-SA 3.0",
+                source="Y. LeCun, C. Cortes, C. J. C. Burges",
+                notes="a part of MNIST: not comparable with figures on all of it")
+    return _two_parts(spec, _checked(_shipped(file), file))
+
+
+@register("fashion_mnist_8k")
+def fashion_mnist_8k() -> Data:
+    "The first 8,200 training images of Fashion-MNIST, from `$SSL_NB_DATA`; the last 1,500 are the test split."
+    [file] = _FILES["fashion_mnist_8k"]
+    spec = Spec("fashion_mnist_8k", (1, 28, 28), _FASHION, mean=(0.2852,), std=(0.3534,), licence="MIT",
+                source="H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747",
+                notes="a part of the training file, and a split of our own, not the official one")
+    return _two_parts(spec, _checked(_find(file, "fashion_mnist_8k", False), file))
 
 # %% ../nbs/core/02_data.ipynb #7aaf59b0
 _FILES["fashion_mnist_sprite"] = (_File("fashion_mnist_sprite900.npz", "aab326f59e4518d095838df14c634e60"),)

@@ -545,6 +545,30 @@ def test_malformed_streams_are_refused(tmp_path, change, word):
         data._jpeg_arrays(jpeg_file(tmp_path, **change))
 
 
+# ---- small sets of real images
+
+
+def test_a_part_of_mnist_comes_with_the_package(monkeypatch):
+    monkeypatch.delenv("SSL_NB_DATA", raising=False)
+    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("a download was tried"))
+    found = load("mnist_small")
+    assert found.train.images.shape == (10000, 1, 28, 28) and found.test.images.shape == (2000, 1, 28, 28)
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
+    assert found.train.labels[:5].tolist() == [5, 0, 4, 1, 9] and found.spec.licence == "CC BY-SA 3.0"
+    assert torch.bincount(found.test.labels).tolist() == [175, 234, 219, 207, 217, 179, 178, 205, 192, 194]
+
+
+def test_a_shipped_file_that_is_damaged_or_missing_is_named(tmp_path, monkeypatch):
+    import ssl_nb
+
+    monkeypatch.setattr(ssl_nb, "__file__", str(tmp_path / "ssl_nb" / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="mnist_small.npz .*Install it anew"):
+        load("mnist_small")
+    put(tmp_path / "data", "mnist_small.npz", b"damaged")
+    with pytest.raises(ValueError, match="mnist_small.npz .*its md5 is"):
+        load("mnist_small")
+
+
 # ---- the user's own
 
 
@@ -713,6 +737,21 @@ def test_real_mnist():
         974,
         1009,
     ]
+
+
+@needs("mnist")
+def test_the_shipped_part_is_the_beginning_of_mnist():
+    whole, small = load("mnist", download=False), load("mnist_small")
+    for part, n in (("train", 10_000), ("test", 2_000)):
+        of_whole, of_small = getattr(whole, part), getattr(small, part)
+        assert torch.equal(of_whole.images[:n], of_small.images) and torch.equal(of_whole.labels[:n], of_small.labels)
+
+
+@needs("fashion_mnist_8k")
+def test_real_part_of_fashion_mnist():
+    found = load("fashion_mnist_8k")
+    assert (len(found.train), len(found.test)) == (6700, 1500) and found.spec.classes[9] == "ankle boot"
+    assert moments(found.train.images) == (found.spec.mean, found.spec.std)
 
 
 @needs("fashion_mnist_sprite")

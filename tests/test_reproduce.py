@@ -654,6 +654,8 @@ def test_the_wheel_holds_every_module_and_notebook(wheel):
     for kind in ("reproductions", "benchmarks", "explore"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
+    files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md")}
+    assert {path.name for path in (site / "files").iterdir()} == files and "mnist_small.npz" in files
 
 
 def test_the_commands_work_from_the_wheel(wheel, tmp_path):
@@ -664,6 +666,9 @@ def test_the_commands_work_from_the_wheel(wheel, tmp_path):
         command = [sys.executable, "-c", where + "from ssl_nb.cli import app; app()", *words]
         return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
 
+    load = where + "from ssl_nb.data import load; print(load('mnist_small'))"
+    loaded = subprocess.run([sys.executable, "-c", load], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert loaded.stdout.startswith("mnist_small: 10000 train and 2000 test"), loaded.stderr
     assert "toy" in ssl_nb("list").stdout and "learning rate" in ssl_nb("show", "toy").stdout
     made = ssl_nb("reproduce", "toy")
     assert made.returncode == 0, made.stderr
