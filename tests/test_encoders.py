@@ -1,5 +1,10 @@
+import json
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ssl_nb import encoders
 
@@ -169,3 +174,90 @@ def test_bad_input_names_value_reason_and_mend(call, error, message):
 
 def test_names_match_a_pattern():
     assert encoders.names("vit")[0] == "vit" and "resnet18" in encoders.names("resnet*")
+
+
+class Payload:
+    "A pickle that writes a file when it is loaded."
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def weights_that_say(folder, made):
+    file = folder / "weights.safetensors"
+    encoder = encoders.create("convnet", in_chans=1, img_size=24)
+    save_file(encoder.state_dict(), file, {"encoder": made if isinstance(made, str) else json.dumps(made), "prefix": ""})
+    return file
+
+
+HOSTILE = {"checkpoint_path": "FILE", "pretrained_cfg": {"file": "FILE"}, "pretrained_cfg_overlay": {"file": "FILE"}, "cache_dir": "FILE",
+           "pretrained_strict": False, "scriptable": True, "mean": "FILE", "act_layer": "FILE", "depth": {"a": 1}, "img_size": ["../x"]}
+
+
+@pytest.mark.parametrize("knob", HOSTILE)
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_a_file_of_weights_names_no_other_file(knob, name, tmp_path, monkeypatch):
+    bomb, mark = tmp_path / "bomb.pth", tmp_path / "ran"
+    bomb.write_bytes(pickle.dumps(Payload(mark)))
+    said = json.loads(json.dumps(HOSTILE[knob]).replace("FILE", str(bomb)))
+    file = weights_that_say(tmp_path, {"name": name, "in_chans": 1, "img_size": 24, knob: said})
+    import timm
+
+    for made in (timm, encoders):  # nothing at all is built
+        monkeypatch.setattr(made, "create_model" if made is timm else "create", lambda *_, **__: pytest.fail("built from the file's words"))
+    with pytest.raises(ValueError, match=f"asks for {knob}=.* not taken from a file"):
+        encoders.load(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/something", "hf_hub:someone/something", "local-dir:/tmp", "../bomb"])
+def test_a_file_of_weights_names_no_place_to_load_from(name, tmp_path):
+    with pytest.raises(ValueError, match="asks for name=|unknown encoder"):
+        encoders.load(weights_that_say(tmp_path, {"name": name, "in_chans": 1}))
+
+
+@pytest.mark.parametrize("made", ["3", "[1]", '"convnet"', "{", "null"])
+def test_words_that_are_no_arguments_are_refused(made, tmp_path):
+    with pytest.raises(ValueError, match="no arguments of encoders.create"):
+        encoders.load(weights_that_say(tmp_path, made))
+
+
+def test_weights_come_from_the_file_alone(tmp_path, monkeypatch):
+    import timm
+
+    asked, create_model = [], timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append(k) or create_model(*a, **k))
+    encoder = encoders.create("test_vit", in_chans=1, img_size=32)
+    encoder.made |= {"pretrained": True}
+    encoders.save(encoder, tmp_path / "a.safetensors")
+    again = encoders.load(tmp_path / "a.safetensors", pretrained=True)
+    assert not any(k.get("pretrained") for k in asked)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), encoder.state_dict().values(), strict=True))
+
+
+def test_what_you_say_yourself_is_not_restricted(tmp_path):
+    file = weights_that_say(tmp_path, {"name": "convnet", "in_chans": 1, "img_size": 24, "aux": "a/b"})
+    with pytest.raises(ValueError, match=r"load\(path, aux=...\)"):
+        encoders.load(file)
+    with pytest.raises(TypeError, match="aux"):  # it reaches the network, which does not know it
+        encoders.load(file, aux=3)
+
+
+def test_every_knob_of_the_presets_comes_back_from_a_file(tmp_path):
+    knobs = dict(convnet=dict(channels=(8, 16, 24), zero_init_last=True), vit=dict(patch_size=8, embed_dim=32, depth=1, num_heads=2, drop_path_rate=0.1,
+                                                                               reg_tokens=2, global_pool="avg", init_values=1e-4, act_layer="relu"))
+    for name, knob in knobs.items():
+        encoder = encoders.create(name, in_chans=1, img_size=24, mean=(0.2,), **knob).eval()
+        encoders.save(encoder, tmp_path / f"{name}.safetensors")
+        again = encoders.load(tmp_path / f"{name}.safetensors")
+        assert torch.equal(again(images()), encoder(images())) and repr(again) == repr(encoder)
+
+
+def test_an_encoder_with_a_knob_that_no_file_can_hold_is_not_described():
+    encoder = encoders.create("vit", in_chans=1, img_size=24, depth=1, norm_layer=torch.nn.LayerNorm)
+    assert encoders.description(encoder) == {}
+    with pytest.raises(ValueError, match="numbers and words"):
+        encoders.save(encoder, Path("nowhere.safetensors"))
