@@ -31,8 +31,8 @@ class Split:
     fields: dict[str, Tensor] = field(default_factory=dict)  # name -> (n, ...)
 
     def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"Split wants images uint8 of shape (n, c, h, w), got {self.images.dtype} of "
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or 0 in self.images.shape[1:]:
+            raise ValueError(f"Split wants images uint8 of shape (n, c, h, w), with pixels, got {self.images.dtype} of "
                              f"shape {tuple(self.images.shape)}. Turn floats in [0, 1] into them by "
                              "(x * 255).round().to(torch.uint8).")
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
@@ -78,18 +78,38 @@ class Spec:
     licence: str = ""
     source: str = ""
     notes: str = ""  # what a reader of a result must know
+    group: str | None = None  # the field (n,) whose equal values mark rows that are not independent; None: all are
 
 
 @dataclass(frozen=True, repr=False)
 class Data:
-    "A data set: its spec and its two splits."
+    """A data set: its spec and its two splits.
+
+    Raises ValueError where a split does not have the shape, the group or, if the spec names classes, the
+    labels (-1 or an index into them) that the spec says."""
     spec: Spec
     train: Split
     test: Split
 
+    def __post_init__(self):
+        name = self.spec.name
+        for part in ("train", "test"):
+            split = getattr(self, part)
+            if tuple(split.images.shape[1:]) != tuple(self.spec.shape):
+                raise ValueError(f"the {part} images of {name!r} have shape {tuple(split.images.shape[1:])}, not "
+                                 f"{tuple(self.spec.shape)} as the spec says; bring all images to one shape.")
+            if self.spec.group is not None: split.get(self.spec.group)
+            if self.spec.classes: _check_labels(f"the {part} labels of {name!r}", split.labels, len(self.spec.classes))
+
     def __repr__(self):
         return (f"{self.spec.name}: {len(self.train)} train and {len(self.test)} test images "
                 f"{self.spec.shape}, {len(self.spec.classes)} classes")
+
+
+def _check_labels(what: str, labels: Tensor, classes: int):
+    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{what} reach from {labels.min()} to {labels.max()}; with {classes} classes they go from 0 to "
+                         f"{classes - 1}, and -1 where unknown.")
 
 # %% ../nbs/core/02_data.ipynb #8caec91f
 def moments(
@@ -125,16 +145,33 @@ def holdout(
     split: Split,
     fraction: float = 0.1,  # of each class, rounded
     seed: int = 0,
+    by: str | None = None,  # a field (n,), such as `spec.group`: rows with equal values stay on one side
 ) -> tuple[Split, Split]:  # what is left, what was held out; both in the order of the rows of `split`
-    "A random, stratified share of a split, to validate on."
+    """A random share of a split, to validate on, stratified by class.
+
+    With `by`, the share is one of groups, stratified if all rows of each group have the same label. Raises
+    ValueError for a fraction that leaves one side empty, and for a `by` that is no field of shape (n,)."""
     if not 0 < fraction < 1: raise ValueError(f"holdout wants a fraction between 0 and 1, got {fraction}.")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
-    held = torch.empty(len(split), dtype=torch.bool, device=order.device)
-    held[order] = _tail(split.labels[order], fraction)
-    if not 0 < held.sum() < len(split):
-        raise ValueError(f"holding out {fraction} of each class of {len(split)} images leaves one side "
-                         "empty; take another fraction.")
-    return split[~held], split[held]
+    group, labels = _groups(split, by)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    held = torch.empty(len(labels), dtype=torch.bool, device=order.device)
+    held[order] = _tail(labels[order], fraction)
+    if not 0 < held.sum() < len(held):
+        raise ValueError(f"holding out {fraction} of each class of {len(held)} {'images' if by is None else 'groups'} "
+                         "leaves one side empty; take another fraction.")
+    return split[~held[group]], split[held[group]]
+
+
+def _groups(split: Split, by: str | None) -> tuple[Tensor, Tensor]:
+    "The number of each row's group (n,), and the label of each group; zeros if a group has several labels."
+    if by is None: return torch.arange(len(split), device=split.labels.device), split.labels
+    values = split.get(by)
+    if values.ndim != 1: raise ValueError(f"holdout wants a field of shape (n,) to group by, {by!r} has shape "
+                                          f"{tuple(values.shape)}.")
+    groups, group = values.unique(return_inverse=True)
+    low, high = (split.labels.new_empty(len(groups)).scatter_reduce(0, group, split.labels, reduce, include_self=False)
+                 for reduce in ("amin", "amax"))
+    return group, low if torch.equal(low, high) else torch.zeros_like(low)
 
 # %% ../nbs/core/02_data.ipynb #a6354bb0
 _LOADERS: dict[str, Callable | str] = {}  # a string "module:function" is imported when it is first asked for
@@ -265,10 +302,11 @@ def _find(file: _File, name: str, download: bool) -> Path:
     raise FileNotFoundError(f"{file.name} of {name!r} is neither in {tried}; {mend}.")
 
 # %% ../nbs/core/02_data.ipynb #ecb30531
-def _refuse(path: Path, why: str):
-    size = path.stat().st_size
-    raise ValueError(f"{path} ({size:,} bytes) is not what it should be: {why}. It may be truncated or "
-                     "another version. Delete it and load again to fetch it anew, or replace it.")
+_ANEW = "It may be truncated or another version. Delete it and load again to fetch it anew, or replace it."
+
+
+def _refuse(path: Path, why: str, mend: str = _ANEW):
+    raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is not what it should be: {why}. {mend}")
 
 
 def _checked(path: Path, file: _File) -> Path:
@@ -608,6 +646,7 @@ def from_folder(
 ) -> Data:
     "A folder of images as `Data`: class subfolders, optionally below `train/` and `test/`; or no classes."
     if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}.")
+    if size < 1: raise ValueError(f"size must be at least 1 pixel, got {size}.")
     if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder}; check the path.")
     parts = {p: folder / p for p in ("train", "test") if (folder / p).is_dir()}
     if set(parts) == {"test"}:
@@ -619,29 +658,32 @@ def from_folder(
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    return found or ("unlabelled",)
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
-def _own(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Data:
+def _own(name: str, classes: tuple[str, ...], train: Split, test: Split, group: str | None = None) -> Data:
     mean, std = moments(train.images)
-    spec = Spec(name, tuple(train.images.shape[1:]), classes, mean, std, notes="the user's own data")
+    spec = Spec(name, tuple(train.images.shape[1:]), classes, mean, std, notes="the user's own data", group=group)
     return Data(spec, train, test)
 
 # %% ../nbs/core/02_data.ipynb #0fdf5295
 def _read_images(folder: Path, classes: tuple[str, ...], size: int, channels: int) -> Split:
-    if classes == ("unlabelled",): folders = [folder]
-    else:
-        unknown = set(_classes(folder)) - set(classes)
-        if unknown:
-            raise ValueError(f"{folder} has classes that train/ has not: {', '.join(sorted(unknown))}.")
-        folders = [folder / c for c in classes]
-    files = [sorted(p for p in f.rglob("*") if p.suffix.lower() in _SUFFIXES) for f in folders]
+    unknown = set(_classes(folder)) - set(classes)
+    if unknown: raise ValueError(f"{folder} has classes that train/ has not: {', '.join(sorted(unknown))}.")
+    labelled = bool(_classes(folder))
+    folders = [folder / c for c in classes] if labelled else [folder]
+    files = [_image_files(f) for f in folders]
     paths = [(p, size, channels) for row in files for p in row]
     if not paths:
         raise FileNotFoundError(f"no images in {folder} (looked for {', '.join(sorted(_SUFFIXES))}).")
-    labels = np.repeat(np.arange(len(folders)), [len(row) for row in files])
+    labels = np.repeat(np.arange(len(folders)), [len(row) for row in files]) if labelled else np.full(len(paths), -1)
     return _split(np.stack(_in_threads(_read_image, paths)), labels)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    "The images below a folder, in order; hidden files and folders (thumbnails, checkpoints) are not read."
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES]
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
@@ -658,21 +700,38 @@ def from_npz(
     path: Path,
     test_fraction: float = 0.2,  # of each class, where there are no test_images
     seed: int = 0,  # of that choice
+    group: str | None = None,  # a field (n,) whose equal values mark images that are not independent
 ) -> Data:
-    """An .npz with images, labels and optionally test_images, test_labels, classes and fields, as `Data`.
+    """An .npz with images and optionally labels, test_images, test_labels, classes and fields, as `Data`.
 
-    MedMNIST's files are read as they are: train_images, train_labels (n, 1), test_...; their val_ part is left out."""
+    Labels are -1 where there are none. Without `classes`, they are counted from the (train) labels.
+    MedMNIST's files are read as they are: train_images, train_labels (n, 1), test_...; their val_ part is left
+    out. Raises ValueError for arrays that do not fit each other."""
     arrays = _medmnist(_read_npz(path))
-    if "images" not in arrays: _refuse(path, f"it has no array 'images' but {', '.join(arrays) or 'none'}")
+    if "images" not in arrays: _refuse(path, f"it has no array 'images' but {', '.join(arrays) or 'none'}", _MEND)
+    if "test_labels" in arrays and "test_images" not in arrays: _refuse(path, "it has test_labels but no test_images", _MEND)
     classes = arrays.pop("classes", None)
     test = {k[5:]: v for k, v in arrays.items() if k.startswith("test_")} if "test_images" in arrays else {}
-    train = _npz_split(path, {k: v for k, v in arrays.items() if not (test and k.startswith("test_"))})
-    if classes is None: classes = range(int(train.labels.max()) + 1) if "labels" in arrays else ["unlabelled"]
-    if train.labels.min() < -1 or train.labels.max() >= len(classes):
-        _refuse(path, f"its labels reach from {train.labels.min()} to {train.labels.max()}, "
-                      f"for {len(classes)} classes")
-    train, test = (train, _npz_split(path, test)) if test else holdout(train, test_fraction, seed)
-    return _own(path.stem, tuple(str(c) for c in classes), train, test)
+    train = {k: v for k, v in arrays.items() if not (test and k.startswith("test_"))}
+    if classes is None: classes = _count_classes(path, train.get("labels", test.get("labels")))
+    splits = [_npz_split(path, part) for part in (train, test) if part]
+    try:
+        for split in splits: _check_labels("its labels", split.labels, len(classes))
+        train, test = splits if test else holdout(splits[0], test_fraction, seed, group)
+        return _own(path.stem, tuple(str(c) for c in classes), train, test, group)
+    except ValueError as error: _refuse(path, str(error).removesuffix("."), _MEND)
+
+
+_MEND = "Correct the arrays and save them again, or load with other options."
+
+
+def _count_classes(path: Path, labels: np.ndarray | None) -> range:
+    "As many classes as the labels of a file reach; none without labels."
+    if labels is None or labels.dtype.kind not in "iu" or not labels.size: return range(0)  # malformed: refused below
+    highest = int(labels.max())
+    if highest >= max(len(labels), 1000):  # few images may show a few of many classes, but not of millions
+        _refuse(path, f"its labels reach to {highest} for {len(labels)} images: classes are numbered from 0", _MEND)
+    return range(highest + 1)
 
 
 def _medmnist(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -686,14 +745,14 @@ def _npz_split(path: Path, arrays: dict[str, np.ndarray]) -> Split:
     arrays = dict(arrays)
     images = arrays.pop("images")
     if images.dtype != np.uint8:
-        _refuse(path, f"its images are {images.dtype}, not uint8: save (x * 255).round().astype('uint8')")
+        _refuse(path, f"its images are {images.dtype}, not uint8: save (x * 255).round().astype('uint8')", _MEND)
     if images.ndim == 3: images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3): images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         _refuse(path, f"its images have shape {images.shape}, not (n, h, w), (n, h, w, c) or (n, c, h, w) "
-                      "with c 1 or 3")
-    labels = arrays.pop("labels", np.zeros(len(images), np.int64))
+                      "with c 1 or 3 and at least one pixel and image", _MEND)
+    labels = arrays.pop("labels", np.full(len(images), -1))
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        _refuse(path, f"its labels are {labels.dtype} of shape {labels.shape}, not integers of shape (n,)")
+        _refuse(path, f"its labels are {labels.dtype} of shape {labels.shape}, not integers of shape (n,)", _MEND)
     try: return _split(np.ascontiguousarray(images), labels, **arrays)
-    except (TypeError, ValueError) as error: _refuse(path, str(error))
+    except (TypeError, ValueError) as error: _refuse(path, str(error).removesuffix("."), _MEND)

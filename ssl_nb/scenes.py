@@ -358,7 +358,12 @@ def load_scenes(
     n_train: int = 4000,
     n_test: int = 2000,
 ) -> Data:
-    "Scenes of `compose` as `Data`, the same for the same seed; the knobs are those of `Knobs`."
+    """Scenes of `compose` as `Data`, the same for the same seed; the knobs are those of `Knobs`.
+
+    Each digit occurs in several scenes, so rows are not independent: `spec.group` names the field whose equal
+    values mark scenes of one digit, 'digit', or 'front' (the digit of object 0) with several objects. Hold out
+    with `holdout(split, by=spec.group)`. `SceneViews` redraw the field 'glyph' over new backgrounds, which no
+    augmentation of `images` can do; scores with and without it are not comparable."""
     knobs = Knobs(size, channels, frames, styles, position, angle, scale, contrast, speed, spin, growth)
     for name, value in (("objects", objects), ("n_train", n_train), ("n_test", n_test)):
         if value < 1: raise ValueError(f"scenes want {name} of at least 1, got {value}.")
@@ -369,7 +374,8 @@ def load_scenes(
     spec = Spec("scenes", (channels, size, size), source.spec.classes, mean, std,
                 licence="digits CC BY 4.0; photographs: see data/README.md",
                 source="digits and photographs of scikit-learn and scikit-image, composed here",
-                notes="test: other digits over other photographs")
+                notes="test: other digits over other photographs; views of SceneViews redraw the digit",
+                group="digit" if objects == 1 else "front")
     return Data(spec, train, test)
 
 
@@ -388,6 +394,7 @@ def _scene_split(source: Split, n: int, objects: int, knobs: Knobs, part: str, s
     labels = source.labels[chosen]
     one = (lambda x: x[:, 0]) if objects == 1 else (lambda x: x)
     known = {"class": one(labels), "digit": one(source.get("digit")[chosen])}
+    if objects > 1: known["front"] = known["digit"][:, 0]
     known["glyph"] = source.images[chosen, 0]
     return Split(images, labels[:, 0].clone(), known | table)
 
@@ -398,7 +405,8 @@ _WITH = {"position": ("cell",), "style": ("texture",)}  # whose chance belongs t
 class SceneViews:
     """Draw each digit into new scenes: `views(glyphs, generator)` lists batches (n, c, size, size) in [0, 1].
 
-    `glyphs` is uint8 (n, objects, 8, 8), on any device: the field 'glyph' of `load('scenes')`. Other knobs
+    The clean digit is drawn again over another photograph, so that views share nothing but the digit and the
+    factors in `shared`. Ordinary augmentations do not have the digit and cannot do this. `glyphs` is uint8 (n, objects, 8, 8), on any device: the field 'glyph' of `load('scenes')`. Other knobs
     are those of `Knobs`. Raises ValueError for an unknown knob or factor."""
     reads = "glyph"  # the field of a split that a training loop gives to it
 

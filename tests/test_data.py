@@ -81,6 +81,7 @@ def test_get_and_repr():
     [
         (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {}, "uint8"),
         (torch.zeros(2, 4, 4).byte(), torch.zeros(2).long(), {}, r"\(n, c, h, w\)"),
+        (torch.zeros(2, 1, 0, 0).byte(), torch.zeros(2).long(), {}, "with pixels"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2), {}, "int64"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(3).long(), {}, "3 rows of 'labels'"),
         (
@@ -138,6 +139,63 @@ def test_holdout_depends_on_its_seed_and_checks_its_fraction():
         holdout(toy(6), 0.1)
 
 
+def grouped(rows, n_groups, seed=0, mixed=False):
+    "A split whose rows belong to groups; all rows of a group have one label, unless `mixed`."
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.randint(n_groups, (rows,), generator=draw)
+    labels = torch.randint(4, (rows,), generator=draw) if mixed else group % 4
+    return Split(torch.zeros(rows, 1, 1, 1).byte(), labels, {"subject": group * 7 - 3, "row": torch.arange(rows)})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(40, 90), st.booleans())
+def test_holdout_by_group_divides_no_group(seed, n_groups, mixed):
+    split = grouped(300, n_groups, seed, mixed)
+    rest, held = holdout(split, 0.25, seed=seed, by="subject")
+    assert not set(rest.get("subject").tolist()) & set(held.get("subject").tolist())
+    rows = torch.cat([rest.get("row"), held.get("row")])
+    assert torch.equal(rows.sort().values, torch.arange(300))
+    assert torch.equal(held.get("row"), held.get("row").sort().values)
+    for label in range(1 if mixed else 4):  # the share is one of groups, of each class if groups have classes
+        of = (lambda part: part.get("subject").unique()) if mixed else (
+            lambda part, label=label: part.get("subject")[part.labels == label].unique())
+        assert abs(len(of(held)) - 0.25 * len(of(split))) <= 0.5
+    assert torch.equal(holdout(split, 0.25, seed=seed, by="subject")[1].get("row"), held.get("row"))
+
+
+def test_holdout_by_a_field_that_cannot_group_is_an_error():
+    split = Split(torch.zeros(4, 1, 1, 1).byte(), torch.arange(4), {"pair": torch.zeros(4, 2)})
+    with pytest.raises(ValueError, match="no 'subject'; it has images, labels, pair"):
+        holdout(split, 0.5, by="subject")
+    with pytest.raises(ValueError, match=r"'pair' has shape \(4, 2\)"):
+        holdout(split, 0.5, by="pair")
+    with pytest.raises(ValueError, match="of 4 groups leaves one side empty"):
+        holdout(grouped(100, 4), 0.25, by="subject")
+
+
+@pytest.mark.parametrize(
+    "spec, test, word",
+    [
+        (dict(), toy()[:3], None),
+        (dict(classes=("a", "b")), toy(), "train labels of 'mine' reach from 0 to 2; with 2 classes"),
+        (dict(), Split(toy().images, torch.full((10,), -2)), "test labels of 'mine' reach from -2"),
+        (dict(), Split(toy().images, torch.full((10,), -1)), None),
+        (dict(), Split(toy().images[:, :1], toy().labels), r"test images of 'mine' have shape \(1, 4, 4\)"),
+        (dict(), Split(toy().images[:, :, 1:], toy().labels), r"test images of 'mine' have shape \(3, 3, 4\)"),
+        (dict(shape=(3, 8, 8)), toy(), r"train images of 'mine' have shape \(3, 4, 4\), not \(3, 8, 8\)"),
+        (dict(group="row"), toy(), None),
+        (dict(group="subject"), toy(), "no 'subject'"),
+    ],
+)
+def test_data_are_what_their_spec_says(spec, test, word):
+    spec = data.Spec(**{**dict(name="mine", shape=(3, 4, 4), classes=("a", "b", "c"), mean=(0.0,), std=(1.0,)), **spec})
+    if word is None:
+        assert data.Data(spec, toy(), test).test is test
+    else:
+        with pytest.raises(ValueError, match=word):
+            data.Data(spec, toy(), test)
+
+
 # ---- names and options
 
 
@@ -162,7 +220,7 @@ def test_unknown_options_get_the_nearest():
 def test_a_loader_of_ones_own():
     @data.register("mine")
     def mine(n: int = 4):
-        return data.Data(data.Spec("mine", (3, 4, 4), ("a",), (0.0,), (1.0,)), toy(n), toy(n))
+        return data.Data(data.Spec("mine", (3, 4, 4), ("a", "b", "c"), (0.0,), (1.0,)), toy(n), toy(n))
 
     try:
         assert "mine" in data.names() and len(load("mine", n=7).train) == 7
@@ -607,7 +665,25 @@ def test_images_without_classes(tmp_path):
     for i in range(5):
         write_image(tmp_path / f"{i}.png", i)
     found = load(tmp_path, size=8, test_fraction=0.4)
-    assert found.spec.classes == ("unlabelled",) and (len(found.train), len(found.test)) == (3, 2)
+    assert found.spec.classes == () and found.train.labels.tolist() == [-1] * 3 and found.test.labels.tolist() == [-1] * 2
+
+
+def test_a_test_folder_without_classes_is_unlabelled(tmp_path):
+    for i in range(4):
+        write_image(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
+        write_image(tmp_path / "test" / f"{i}.png", i)
+    found = load(tmp_path, size=8)
+    assert found.spec.classes == ("a", "b") and sorted(found.train.labels.tolist()) == [0, 0, 1, 1]
+    assert found.test.labels.tolist() == [-1] * 4
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    for i in range(4):
+        write_image(tmp_path / f"{i}.png", 9)
+    write_image(tmp_path / ".thumbnails" / "0.png", 0)
+    write_image(tmp_path / "._0.png", 0)
+    found = load(tmp_path, size=8, test_fraction=0.5)
+    assert len(found.train) + len(found.test) == 4 and found.train.images.min() == 9
 
 
 def test_the_middle_is_cut_out_and_sides_keep_their_ratio(tmp_path):
@@ -635,6 +711,8 @@ def test_faults_in_folders_are_named(tmp_path):
         load(tmp_path / "own")
     with pytest.raises(ValueError, match="channels must be 1 or 3"):
         load(tmp_path / "own", channels=2)
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
+        load(tmp_path / "own", size=0)
 
 
 def save(path, **arrays):
@@ -680,7 +758,32 @@ def test_a_file_of_medmnist_is_read_as_it_is(tmp_path, colour):
 )
 def test_an_npz_of_images_alone(tmp_path, shape, expected):
     found = load(save(tmp_path / "own.npz", images=np.zeros(shape, np.uint8)))
-    assert found.spec.shape == expected and found.spec.classes == ("unlabelled",) and len(found.test) == 2
+    assert found.spec.shape == expected and found.spec.classes == () and len(found.test) == 2
+    assert found.train.labels.unique().tolist() == found.test.labels.unique().tolist() == [-1]
+
+
+def test_a_part_of_an_npz_without_labels_is_unlabelled(tmp_path):
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.arange(6) % 3
+    found = load(save(tmp_path / "own.npz", images=images, labels=labels, test_images=images[:2]))
+    assert found.train.labels.tolist() == labels.tolist() and found.test.labels.tolist() == [-1, -1]
+    assert found.spec.classes == ("0", "1", "2")
+    found = load(save(tmp_path / "own.npz", images=images, test_images=images, test_labels=labels))
+    assert found.train.labels.tolist() == [-1] * 6 and found.spec.classes == ("0", "1", "2")
+    medical = dict(train_images=images, train_labels=labels[:, None], test_images=images[:2])
+    assert load(save(tmp_path / "own.npz", **medical)).test.labels.tolist() == [-1, -1]
+
+
+def test_an_npz_can_be_held_out_by_group(tmp_path):
+    subject = np.arange(40) // 4
+    path = save(tmp_path / "own.npz", images=np.zeros((40, 8, 8), np.uint8), labels=subject % 2, subject=subject)
+    found = load(path, group="subject", test_fraction=0.4)
+    assert found.spec.group == "subject" and len(found.test) == 16
+    assert not set(found.train.get("subject").tolist()) & set(found.test.get("subject").tolist())
+    with pytest.raises(ValueError, match="no 'patient'; it has images, labels, subject"):
+        load(path, group="patient")
+
+
+EIGHT = dict(images=np.zeros((9, 8, 8), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -693,14 +796,27 @@ def test_an_npz_of_images_alone(tmp_path, shape, expected):
         (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int)), "2 rows of 'labels'"),
         (
             dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3), classes=np.array(["a"])),
-            "for 1 classes",
+            "its labels reach from 0 to 2; with 1 classes they go from 0 to 0",
         ),
+        (EIGHT | dict(labels=np.arange(9) - 2), "its labels reach from -2"),
+        (EIGHT | dict(labels=np.arange(9) * 10**12), "labels reach to 8000000000000 for 9 images"),
+        (
+            EIGHT | dict(labels=np.zeros(9, int), test_images=EIGHT["images"], test_labels=np.arange(9)),
+            "its labels reach from 0 to 8; with 1 classes",
+        ),
+        (EIGHT | dict(labels=np.zeros(9, int), test_labels=np.zeros(9, int)), "test_labels but no test_images"),
+        (EIGHT | dict(test_images=np.zeros((9, 8, 7), np.uint8)), r"test images of 'own' have shape \(1, 8, 7\)"),
+        (EIGHT | dict(test_images=np.zeros((9, 8, 8, 3), np.uint8)), r"test images of 'own' have shape \(3, 8, 8\)"),
+        (dict(images=np.zeros((9, 0, 0), np.uint8)), "at least one pixel"),
+        (dict(images=np.zeros((0, 8, 8), np.uint8)), "at least one pixel and image"),
+        (EIGHT | dict(test_images=np.zeros((9, 8, 0), np.uint8)), "at least one pixel"),
+        (EIGHT | dict(labels=np.zeros(0, int)), "0 rows of 'labels'"),
         (dict(images=np.zeros((3, 8, 8), np.uint8), words=np.array(["a", "b", "c"])), "can't convert|words"),
         (dict(images=np.array([{}])), "no .npz of plain arrays"),
     ],
 )
 def test_malformed_npz_is_refused(tmp_path, arrays, word):
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ValueError, match=f"own.npz .*{word}"):
         load(save(tmp_path / "own.npz", **arrays))
 
 

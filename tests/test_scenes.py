@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_nb import scenes
-from ssl_nb.data import load
+from ssl_nb.data import holdout, load
 from ssl_nb.scenes import FACTORS, PHOTOGRAPHS, STYLES, Knobs, SceneViews, compose
 
 
@@ -273,6 +273,20 @@ def test_a_data_set_is_fixed_by_its_seed():
     assert all(torch.equal(a.train.get(name), b.train.get(name)) for name in a.train.fields)
     assert not torch.equal(a.train.images, load("scenes", n_train=50, n_test=20, seed=1).train.images)
     assert not torch.equal(a.train.get("angle")[:20], a.test.get("angle"))
+
+
+@pytest.mark.parametrize("objects, field", [(1, "digit"), (3, "front")])
+def test_scenes_are_held_out_by_digit(objects, field):
+    data = load("scenes", n_train=1500, n_test=20, size=16, objects=objects)
+    assert data.spec.group == field
+    rest, held = holdout(data.train, 0.2, by=data.spec.group)
+    seen, all_digits = rest.get("digit"), held.get("digit")
+    front = (lambda digits: digits) if objects == 1 else (lambda digits: digits[:, 0])
+    assert not set(front(seen).tolist()) & set(front(all_digits).tolist())
+    if objects == 3:  # what a split by rows does: most held-out digits are known
+        plain_rest, plain = holdout(data.train, 0.2)
+        assert torch.isin(front(plain.get("digit")), front(plain_rest.get("digit"))).float().mean() > 0.3
+    assert torch.equal(torch.bincount(held.labels, minlength=10) > 0, torch.ones(10).bool())
 
 
 def test_objects_and_frames_as_fields():
