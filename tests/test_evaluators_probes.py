@@ -256,7 +256,7 @@ def test_more_labels_help_on_digits():
     assert list(curve) == ["1%", "10%", "100%"]
     values = [float(score) for score in curve.values()]
     assert values[0] + 0.1 < values[1] and values[1] + 0.05 < values[2]
-    one = curve["2%"].interval
+    one = curve["1%"].interval
     assert one[1] - one[0] > 0.05  # ten images: the draw decides
 
 
