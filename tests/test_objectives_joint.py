@@ -273,7 +273,7 @@ def test_a_solved_batch_keeps_its_relative_precision(name, temperature, keep, mo
     objective = lambda a, b: PAIRWISE[name](a, b, temperature=temperature)  # noqa: E731
     loss, grad = with_grad(objective, z0, z1)
     loss32, grad32 = with_grad(objective, z0.float(), z1.float())
-    assert 0 < loss < 0.6 and torch.isclose(loss32.double(), loss, rtol=2e-5, atol=0)
+    assert 0 < loss < 1 and torch.isclose(loss32.double(), loss, rtol=2e-5, atol=0)
     assert (grad32 - grad).norm() <= 2e-5 * grad.norm()
     maximum, grad_maximum = with_grad(lambda a, b: contrastive._nt_xent_with_maximum(a, b, temperature), z0.float(), z1.float())
     if name == "nt_xent":

@@ -722,10 +722,10 @@ def test_modules_with_state_take_any_precision(state, given):
             z = [normal(32, 16, seed=10 * step + i).to(given).requires_grad_() for i in range(4)]
             losses += [swav([prototypes(v) for v in z], queue_scores=queue.scores(prototypes)), dino(z, z[:2]), moco(*z[:2])]
             queue.push(z[:2])
-            for q in predictors:
-                losses.append(byol(q(z[0]), q(z[1]), z[2], z[3]))
-                q.after_step()
+            losses += [byol(q(z[0]), q(z[1]), z[2], z[3]) for q in predictors]
             sum(losses[-5:]).backward()
+            for q in predictors:
+                q.after_step()
             assert all(v.grad.isfinite().all() for v in z)
         assert all(v.dtype == state for v in modules.state_dict().values() if v.is_floating_point() and v.ndim)
         ends = torch.stack([loss.detach().double() for loss in losses])
