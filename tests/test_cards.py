@@ -144,10 +144,12 @@ def test_the_views_on_the_card_are_the_views_that_are_made(name):
 
 
 @pytest.mark.parametrize("name,knob,value", [
-    ("simclr", "projector", (2048, 128)), ("moco", "temperature", 0.07), ("moco", "queue", 65536), ("moco", "momentum", 0.999),
+    ("simclr", "projector", (2048, 128)),
+    ("moco", "temperature", 0.07), ("moco", "queue", 65536), ("moco", "momentum", 0.999),
     ("barlow_twins", "projector", (8192,) * 3), ("vicreg", "projector", (8192,) * 3),
-    ("byol", "momentum", 0.996), ("byol", "projector", (4096, 256)), ("simsiam", "projector", (2048,) * 3), ("swav", "prototypes", 3000),
-    ("dino", "out_dim", 65536), ("mae", "decoder_dim", 512), ("mae", "decoder_depth", 8), ("mae", "decoder_heads", 16)])  # fmt: skip
+    ("byol", "momentum", 0.996), ("byol", "projector", (4096, 256)),
+    ("simsiam", "projector", (2048,) * 3), ("swav", "prototypes", 3000), ("dino", "out_dim", 65536),
+    ("mae", "decoder_dim", 512), ("mae", "decoder_depth", 8), ("mae", "decoder_heads", 16)])  # fmt: skip
 def test_what_the_papers_used(name, knob, value):
     assert methods.card(name).paper_knobs[knob] == value
 

@@ -138,7 +138,7 @@ def card(name: str) -> Card:
 
 def create(
     name: str,  # of list_methods()
-    encoder: nn.Module | None = None,  # None: the small convnet for 32-pixel colour images
+    encoder: nn.Module | None = None,  # None: the small convnet for 32-pixel color images
     **knobs,  # of card(name).knobs
 ) -> Method:
     """A method by name, ready to train; its `made` is {"name": name, "knobs": every knob but `views`, defaults

@@ -104,7 +104,7 @@ def swapped_cross_entropy(
         if not others:
             continue
         target = others[0] if len(others) == 1 else sum(others) if v in targets else everyone
-        loss = loss + _SoftCrossEntropy.apply(s, target, temperature, len(others))
+        loss = loss + _SoftCrossEntropy.apply(s, target.to(s.dtype), temperature, len(others))
     return loss / (pairs * len(scores[0]))
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #43f254de

@@ -15,7 +15,7 @@ from ..batch import check_embeddings, first_order_only, full_precision, gather_b
 
 # %% ../../nbs/objectives/04_variance_covariance.ipynb #059c4d48
 class _SecondMoments(torch.autograd.Function):
-    "Of the centred columns: their sums of squares (d,), and the sum of their squared inner products, i != j."
+    "Of the centered columns: their sums of squares (d,), and the sum of their squared inner products, i != j."
     @staticmethod
     def forward(ctx, z):
         x = z - z.mean(0)
