@@ -37,6 +37,30 @@ def learning_rate(
         return peak * progress / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
+# %% ../nbs/core/06_training.ipynb #e7b95293
+_COUNT = Integral, lambda n: n >= 1, "a whole number, 1 or more"
+_NUMBERS = {  # type, range, and how to say so
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "devices"), _COUNT),
+    "checkpoint_every": (Integral, lambda n: n >= 0, "a whole number, 0 (once an epoch) or more"),
+    "seed": (Integral, lambda n: abs(n) < 2**63, "a whole number of 64 bits"),
+    "lr": (Real, lambda x: x > 0, "a finite number above 0"),
+    "weight_decay": (Real, lambda x: x >= 0, "a finite number, 0 or more"),
+    "momentum": (Real, lambda x: 0 <= x < 1, "a number with 0 <= momentum < 1"),
+    "warmup": (Real, lambda x: 0 <= x < 1, "a part of the run, 0 <= warmup < 1"),
+    "clip": (Real, lambda x: x > 0, "a finite number above 0, or None for no clipping"),
+}
+
+def _check_numbers(**settings) -> dict:
+    "The settings as JSON has them; ValueError for the first that is not possible."
+    for name, value in settings.items():
+        if name == "optimizer":
+            if value not in ("adamw", "sgd", "lars"): raise ValueError(f"optimizer {value!r} is not known; choose adamw, sgd or lars")
+        elif not (value is None and name in ("clip", "log_every")):
+            kind, fits, words = _NUMBERS.get(name, _COUNT)
+            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or not fits(value):
+                raise ValueError(f"{name} is {value!r}; it must be {words}")
+    return {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
+
 # %% ../nbs/core/06_training.ipynb #523a0caf
 def make_optimizer(
     module: nn.Module,
@@ -315,6 +339,7 @@ class Trainer:
 
         self.settings = _check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate, devices=devices, optimizer=optimizer, lr=lr,
                                        weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed) | {"precision": precision}
+        epochs, batch_size, accumulate, devices, seed = (self.settings[key] for key in ("epochs", "batch_size", "accumulate", "devices", "seed"))
         _check_numbers(checkpoint_every=checkpoint_every, log_every=log_every, **{f"every of monitor {i}": _every(m) for i, m in enumerate(monitors)})
         self.steps_per_epoch = _steps(len(split), batch_size, accumulate, devices)
         self.fabric = Fabric(accelerator=device, devices=devices, precision=precision)
@@ -398,7 +423,9 @@ class Trainer:
     def checkpoint(self) -> Path | None:
         "Save the run if it has a folder; never a run whose loss or weights are not finite. To be called on every rank."
         self._look()
-        self._refuse_broken_weights(f"after step {self.step_number}")
+        if broken := self._broken():
+            row = self.history.rows[-1] if self.history.rows else {"lr": self.lr}
+            raise self._not_finite(f"the {broken} is not finite after step {self.step_number}", row)
         if not self.folder:
             return None
         extra = self._random_states()
@@ -456,18 +483,17 @@ class Trainer:
             self.history.rows.append(row)
         self._unseen.clear()
 
-    def _refuse_broken_weights(self, where):
+    def _broken(self) -> str | None:
+        "The first weight or buffer that is not finite."
         broken = [f"weight {name}" for name, p in self._modules.named_parameters() if not bool(p.isfinite().all())]
         broken += [f"buffer {name}" for name, b in self._modules.named_buffers() if bool(b.isnan().any())]  # a mask may hold -inf
-        if broken:
-            row = self.history.rows[-1] if self.history.rows else {"lr": self.lr}
-            raise self._not_finite(f"the {broken[0]} is not finite {where}", row)
+        return broken[0] if broken else None
 
     def _not_finite(self, what, row):
         saved = last_checkpoint(self.folder) if self.folder else None
         parts = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "epoch"))
-        return NotFiniteError(f"{what} ({parts}). Last checkpoint: {saved or 'none, because fit had no folder'}. "
-                              "The usual remedies: a lower lr, clip=1.0, or precision='32-true'.")
+        return NotFiniteError(f"{what} ({parts}). Last good checkpoint: {saved or 'none, because fit had no folder'}. "
+                              "The usual mends: a lower lr, clip=1.0, or precision='32-true'.")
 
     def _watch(self, row):
         due = [m for m in self.monitors if self.step_number % _every(m) == 0 or self.step_number in (1, self.total_steps)]
@@ -485,11 +511,15 @@ class Trainer:
         return {f"rng/{name}": self._of_all_ranks(state) for name, state in states.items()}
 
     def _of_all_ranks(self, state):
-        gathered = self.fabric.all_gather(state.to(self.device)).cpu()
-        return gathered if self.fabric.world_size > 1 else gathered[None]
+        if self.fabric.world_size == 1: return state[None]
+        mine = state.to(self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather(rows, mine)
+        return torch.stack(rows).cpu()
 
     def _set_random_states(self, tensors):
-        mine = {name: tensors[name][self.fabric.global_rank] for name in tensors if name.startswith("rng/")}
+        # a copy of the row, because set_state reads from the start of its storage
+        mine = {name: tensors[name][self.fabric.global_rank].clone() for name in tensors if name.startswith("rng/")}
         self.order.set_state(mine["rng/order"])
         self.generator.set_state(mine["rng/views"])
         torch.set_rng_state(mine["rng/torch"])
@@ -506,7 +536,8 @@ class Trainer:
             raise ValueError(f"{saved} belongs to other work: {differ}. A folder belongs to one method, data set and settings: "
                              "give this run another folder, or delete that one")
         facts, tensors = load_checkpoint(saved, self._modules, self.optimizer)
-        self._refuse_broken_weights(f"in {saved}; delete that folder, and the run begins anew")
+        if broken := self._broken():
+            raise NotFiniteError(f"{saved} holds a run whose {broken} is not finite; delete that folder, and the run begins anew")
         self.step_number = facts["step"]
         self.history = History(facts["history"], facts["seconds"], facts["images"])
         self.fabric.strategy.precision.load_state_dict(facts["precision"])
@@ -553,30 +584,6 @@ def _bar(trainer):
     from tqdm.auto import tqdm
 
     return tqdm(total=trainer.total_steps, initial=trainer.step_number, unit="step", disable=not trainer.fabric.is_global_zero)
-
-# %% ../nbs/core/06_training.ipynb #e7b95293
-_COUNT = Integral, lambda n: n >= 1, "a whole number, 1 or more"
-_NUMBERS = {  # type, range, and how to say so
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "devices"), _COUNT),
-    "checkpoint_every": (Integral, lambda n: n >= 0, "a whole number, 0 (once an epoch) or more"),
-    "seed": (Integral, lambda n: abs(n) < 2**63, "a whole number of 64 bits"),
-    "lr": (Real, lambda x: x > 0, "a finite number above 0"),
-    "weight_decay": (Real, lambda x: x >= 0, "a finite number, 0 or more"),
-    "momentum": (Real, lambda x: 0 <= x < 1, "a number with 0 <= momentum < 1"),
-    "warmup": (Real, lambda x: 0 <= x < 1, "a part of the run, 0 <= warmup < 1"),
-    "clip": (Real, lambda x: x > 0, "a finite number above 0, or None for no clipping"),
-}
-
-def _check_numbers(**settings) -> dict:
-    "The settings as JSON has them; ValueError for the first that is not possible."
-    for name, value in settings.items():
-        if name == "optimizer":
-            if value not in ("adamw", "sgd", "lars"): raise ValueError(f"optimizer {value!r} is not known; choose adamw, sgd or lars")
-        elif not (value is None and name in ("clip", "log_every")):
-            kind, fits, words = _NUMBERS.get(name, _COUNT)
-            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or not fits(value):
-                raise ValueError(f"{name} is {value!r}; it must be {words}")
-    return {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
 
 # %% ../nbs/core/06_training.ipynb #f718c352
 def fit(
