@@ -339,7 +339,8 @@ class Trainer:
 
         self.settings = _check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate, devices=devices, optimizer=optimizer, lr=lr,
                                        weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed) | {"precision": precision}
-        epochs, batch_size, accumulate, devices, seed = (self.settings[key] for key in ("epochs", "batch_size", "accumulate", "devices", "seed"))
+        epochs, batch_size, accumulate, devices, lr, weight_decay, warmup, clip, seed = (  # numbers of numpy are plain now
+            self.settings[name] for name in "epochs batch_size accumulate devices lr weight_decay warmup clip seed".split())
         _check_numbers(checkpoint_every=checkpoint_every, log_every=log_every, **{f"every of monitor {i}": _every(m) for i, m in enumerate(monitors)})
         self.steps_per_epoch = _steps(len(split), batch_size, accumulate, devices)
         self.fabric = Fabric(accelerator=device, devices=devices, precision=precision)
