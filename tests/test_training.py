@@ -335,7 +335,7 @@ def test_a_clipped_step_has_the_norm_that_was_asked_for():
     trainer = toy_trainer(clip=0.01, optimizer="sgd", weight_decay=0.0, lr=1.0)
     before = {name: p.detach().clone() for name, p in trainer.method.named_parameters()}
     rate = trainer.step()["lr"]
-    moved = torch.cat([(p - before[name]).flatten() for name, p in trainer.method.named_parameters()]).norm()
+    moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in trainer.method.named_parameters()]).norm()
     assert float(moved) == pytest.approx(0.01 * rate, rel=1e-3)
 
 
