@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .scores import Score, accumulator, check_features, measured
+from .scores import Score, accumulator, check_features, measured, rounding, unit_rows
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #ee2645e8
 class Spectrum(Tensor):
@@ -65,21 +65,22 @@ def _rows_of(batch):
     if isinstance(batch, (list, tuple)) and len(batch): batch = batch[0]
     return batch if getattr(batch, "ndim", 0) > 1 else None
 
-def _checked(batches):
-    "Each batch as checked rows, all of one width."
+def _checked(batches, stored: set):
+    "Each batch as checked rows, all of one width; `stored` gathers their types."
     width = None
     for i, batch in enumerate(batches):
         rows = _rows_of(batch)
         x = check_features(batch if rows is None else rows, min_rows=1, name=f"features of batch {i}")
+        stored.add(rows.dtype)
         width = width or x.shape[1]
         if x.shape[1] != width:
             raise ValueError(f"batch {i} has {x.shape[1]} dimensions and the ones before {width}; "
                              "embed all of them with the same encoder.")
         yield x
 
-def _open(batches) -> tuple[Tensor | None, object]:
+def _open(batches, stored: set) -> tuple[Tensor | None, object]:
     "(matrix, None) where there are no more rows than columns, else (None, all batches)."
-    held, rows, rest = [], 0, _checked(batches)
+    held, rows, rest = [], 0, _checked(batches, stored)
     for x in rest:
         held.append(x)
         rows += len(x)
@@ -111,23 +112,26 @@ def _column_blocks(x, block: int, normalize: bool):
         yield columns.div_(lengths) if normalize else columns
 
 def _lengths(rows: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-    return rows.norm(dim=1).clamp_(min=1e-12)  # rows of zeros stay zero
+    lengths = rows.norm(dim=1)
+    return lengths.masked_fill_(lengths == 0, 1)  # rows of zeros stay zero
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #b800ed3a
 def _accumulate(features, center: bool, normalize: bool, block: int):
-    "(running Gram matrix, blocks: a function, or None for batches, of the centred blocks, (n, d), dtype)."
+    "(running Gram matrix, blocks: a function, or None for batches, of the centered blocks, (n, d), types of the input)."
     if block < 1: raise ValueError(f"block={block} must be 1 row or more; the default is 4096.")
-    x, batches = _open(features) if _is_batches(features) else (features, None)
+    stored = set()
+    x, batches = _open(features, stored) if _is_batches(features) else (features, None)
     if batches is not None:
         parts = itertools.chain.from_iterable(_row_blocks(b, block, normalize) for b in batches)
         total = _summed(parts, center)
-        return total, None, (total.rows, len(total.gram)), None
-    x = _matrix(x, 2 if center else 1)
+        return total, None, (total.rows, len(total.gram)), stored
+    stored = stored or {getattr(x, "dtype", torch.float64)}
+    x = _matrix(x, 2 if center else 1, any_scale=not normalize)
     tall, shape = x.shape[0] >= x.shape[1], tuple(x.shape)
     parts = lambda: (_row_blocks if tall else _column_blocks)(x, block, normalize)
     if tall or not center:
         total = _summed(parts(), center)
-        return total, lambda: (part - total.mean for part in parts()), shape, x.dtype
+        return total, lambda: (part - total.mean for part in parts()), shape, stored
     lengths = []  # of the means: a block of columns knows its own in full
 
     def columns():
@@ -137,12 +141,12 @@ def _accumulate(features, center: bool, normalize: bool, block: int):
             yield part.sub_(mean)
     total = _summed(columns(), False)
     total.mean = torch.stack(lengths)
-    return total, columns, shape, x.dtype
+    return total, columns, shape, stored
 
-def _matrix(x, min_rows: int):
+def _matrix(x, min_rows: int, any_scale: bool = False):
     "A checked tensor; a matrix on disk stays there, and its blocks are checked as they are read."
     if isinstance(x, np.memmap) and x.ndim == 2 and len(x) >= min_rows and x.shape[1]: return x
-    return check_features(x, min_rows=min_rows)
+    return check_features(x, min_rows=min_rows, any_scale=any_scale)
 
 def _summed(parts, center: bool) -> _Gram:
     total = None
@@ -160,9 +164,9 @@ def spectrum(features,  # (n, d) tensor, array or memmap, any device; or an iter
             ) -> Spectrum:  # r = min(n, d) values
     """Singular values of the feature matrix, descending, in float64, in one pass over the data.
 
-    Batches may be tensors or (tensor, label) tuples. By the smaller Gram matrix; where features are float64,
-    no batches, and it cannot resolve the smallest value, by a blockwise QR decomposition in a second pass.
-    On the device of the features (the CPU for MPS). Memory beyond the features: r^2 and a block, in float64.
+    Values that the rounding of the features explains (`rounding` in `evaluators.scores`) are zero, so that `(s > 0).sum()` is
+    the rank. Batches may be tensors or (tensor, label) tuples. By the smaller Gram matrix; where features are float64,
+    no batches, and it cannot resolve the smallest value, by a blockwise QR decomposition in a second pass. On the device of the features (the CPU for MPS). Memory beyond the features: r^2 and a block, in float64.
     Raises `ValueError` for features that are not a finite matrix of at least one row (two if centred).
     """
     s, _, (rows, dims) = _decompose(features, center, normalize, block)
@@ -171,10 +175,9 @@ def spectrum(features,  # (n, d) tensor, array or memmap, any device; or an iter
 # %% ../../nbs/evaluators/02_spectrum.ipynb #c710afe2
 def _decompose(features, center=False, normalize=False, block=4096, vectors=False):
     "(singular values, vectors (r, r) of the short side or None, (n, d))."
-    total, blocks, shape, dtype = _accumulate(features, center, normalize, block)
-    exact, finite = dtype in (torch.float64, np.float64), bool(total.gram.isfinite().all())
-    if not finite and not exact:
-        raise ValueError("features are so large that their squares overflow; divide them by a constant.")
+    total, blocks, shape, stored = _accumulate(features, center, normalize, block)
+    share, finite = max(rounding(dtype, *shape) for dtype in stored), bool(total.gram.isfinite().all())
+    exact = blocks is not None and all(rounding(dtype, 1, 1) < 1e-12 for dtype in stored)
     if finite:
         values, axes = _eigen(total.gram, vectors)
         s = values.clamp_(min=0).sqrt_()
@@ -182,8 +185,8 @@ def _decompose(features, center=False, normalize=False, block=4096, vectors=Fals
     if not finite or exact and unresolved.any():
         _, s, axes = torch.linalg.svd(_triangle(blocks()))
         axes, unresolved = axes.mT, s < 0
-    noise = 4 * torch.finfo(s.dtype).eps * shape[0] ** 0.5 * total.mean.norm()  # 0 unless centred
-    return s.masked_fill_(unresolved | (s <= noise), 0), axes, shape
+    largest = torch.hypot(s[0], shape[0] ** 0.5 * total.mean.norm())  # the mean is 0 unless centered
+    return s.masked_fill_(unresolved | (s <= share * largest), 0), axes, shape
 
 def _eigen(gram: Float[Tensor, "r r"], vectors: bool):
     "Eigenvalues of a symmetric matrix, descending, from its upper triangle, and its eigenvectors if asked."
@@ -233,7 +236,7 @@ def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, "r"]:
     if isinstance(features, (list, tuple)) and len(features) and np.ndim(features[0]) == 0:
         features = np.asarray(features, dtype=np.float64)
     if getattr(features, "ndim", None) != 1: return spectrum(features, center=center).as_subclass(Tensor)
-    s = check_features(torch.as_tensor(features)[None], min_rows=1, name="a precomputed spectrum")[0]
+    s = check_features(torch.as_tensor(features)[None], min_rows=1, name="a precomputed spectrum", any_scale=True)[0]
     if (s < 0).any():
         raise ValueError(f"a spectrum cannot be negative, but its smallest value is {s.min().item():.3g}.")
     return s.cpu().double() if s.device.type == "mps" else s.double()
@@ -281,7 +284,7 @@ def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, 
     if not 0 <= first < last:
         raise ValueError(f"first={first}, last={last}: needed 0 <= first < last, such as 3 and 49.")
     s = _as_spectrum(features, True, "alpha_req")
-    rank = _rank(s, max(getattr(features, "rows", 0), getattr(features, "dims", 0)))
+    rank = _rank(s)
     end = min(last, rank - 1)
     clipped = f", clipped from {first}..{last}" if end < last else ""
     protocol = f"alpha_req (indices {first}..{end}{clipped})"
@@ -293,9 +296,9 @@ def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, 
     r2 = (xy ** 2 / (xx * yy)).item() if yy > 0 else float("nan")  # a flat spectrum has nothing to explain
     return Score(-(xy / xx).item(), protocol, rank=rank, r2=r2)
 
-def _rank(s: Float[Tensor, "r"], size: int) -> int:
-    "Singular values above what rounding of the largest explains, in a matrix with `size` rows or columns."
-    return int((s > s[0] * max(size, len(s)) * torch.finfo(torch.float64).eps).sum())
+def _rank(s: Float[Tensor, "r"]) -> int:
+    "Values that are not zero; in numbers from elsewhere, above what float64 resolves."
+    return int((s > s[0] * rounding(s.dtype, 1, len(s))).sum())
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #d133ab5a
 @measured
@@ -308,8 +311,8 @@ def coherence(features: Float[Tensor, "n d"],  # or a memmap; not batches: rows 
     """
     if _is_batches(features): raise ValueError("coherence reads features twice; pass a matrix, not batches.")
     x = _matrix(features, 1)
-    s, axes, (n, d) = _decompose(x, block=block, vectors=True)
-    rank = _rank(s, max(n, d))
+    s, axes, (n, d) = _decompose(features, block=block, vectors=True)
+    rank = _rank(s)
     if not rank: return Score(0.0, "coherence", rank=0)
     if n < d: leverage = axes[:, :rank].square().sum(1)
     else:
@@ -373,7 +376,7 @@ def feature_std(features: Float[Tensor, "n d"]) -> Score:
 
     0 for a constant, 1/sqrt(d) for directions spread evenly. Rows of zeros stay zero.
     """
-    z = F.normalize(check_features(features), dim=1)
+    z = unit_rows(check_features(features))
     wide = accumulator(z)
     variance = (z - z.mean(0, dtype=wide)).square().sum(0, dtype=wide) / (len(z) - 1)
     return Score(variance.sqrt().mean().item(), "feature_std")
@@ -381,12 +384,9 @@ def feature_std(features: Float[Tensor, "n d"]) -> Score:
 # %% ../../nbs/evaluators/02_spectrum.ipynb #05cb5f81
 @measured
 def log_spectrum(features: Float[Tensor, "n d"]) -> Float[Tensor, "r"]:
-    """Log of the covariance eigenvalues of L2-normalised features, descending, -inf for zero (Jing 2022).
+    """Log of the covariance eigenvalues of L2-normalized features, descending, -inf for zero (Jing 2022).
 
-    Natural logarithm. Values that rounding alone could make count as zero, so that `isfinite().sum()` is the
-    number of directions in use.
+    Natural logarithm. `isfinite().sum()` is the number of directions in use, by the rule of `spectrum`.
     """
-    x = check_features(features)
-    s = spectrum(x, center=True, normalize=True)
-    s = s.masked_fill(s <= s[0] * max(x.shape) * torch.finfo(s.dtype).eps, 0)
-    return (s.square() / (len(x) - 1)).log()
+    s = spectrum(features, center=True, normalize=True)
+    return (s.square() / (s.rows - 1)).log()
