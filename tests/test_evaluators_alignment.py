@@ -46,7 +46,9 @@ each = pytest.mark.parametrize("measure", (EVERY | COSINE).values(), ids=EVERY |
 def test_identity_symmetry_rotation_scale(measure):
     x, y = related()
     expected = measure(x, y)
-    assert measure(x, x) == pytest.approx(1, abs=1e-9) and measure(y, x) == pytest.approx(expected, abs=1e-9)
+    assert measure(x, x) == pytest.approx(1, abs=1e-9)
+    if measure is not cknna:  # its mask is not symmetric
+        assert measure(y, x) == pytest.approx(expected, abs=1e-9)
     assert measure(7 * x @ rotation(9), y) == pytest.approx(expected, abs=1e-7)
     if measure in EVERY.values():
         assert measure(x - 5, y + 3) == pytest.approx(expected, abs=1e-7)
