@@ -5,6 +5,7 @@ __all__ = ['top_k', 'nearest', 'check_pair', 'check_k', 'vote', 'knn', 'check_te
 
 # %% ../../nbs/evaluators/04_neighbours.ipynb #13bd97db
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +126,8 @@ def check_pair(queries, bank) -> tuple[Float[Tensor, "q d"], Float[Tensor, "n d"
     return queries.to(dtype), bank.to(dtype)
 
 def check_k(k: int, rows: int) -> None:
-    "k is a whole number from 1 to the rows of the bank."
-    if int(k) != k or k < 1: raise ValueError(f"k={k} must be a whole number of at least 1.")
+    "k is an int from 1 to the rows of the bank; 20.0 is refused too, as torch would refuse it later."
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1: raise ValueError(f"k={k!r} must be a whole number (int) of at least 1, such as 20.")
     if k > rows:
         raise ValueError(f"k={k} is more than the {rows} rows of the bank; lower k or enlarge the bank.")
 

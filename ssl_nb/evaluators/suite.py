@@ -45,20 +45,8 @@ class Asked:
         self.k, self.seed, self.keep, self.most = k, seed, keep, most
 
     def features(self, images: Tensor) -> Float[Tensor, "n d"]:
-        "Features on the encoder's device, from the cache if the same weights saw the same images before."
-        if not self.keep: return embed(self.encoder, images)
-        key = cache.digest(self.identity, images)
-        found = cache.recall("embeddings", key)
-        if found is None:
-            found = {"features": embed(self.encoder, images)}
-            cache.keep("embeddings", key, found)
-        return found["features"].to(next((p.device for p in self.encoder.parameters()), images.device))
-
-    @cached_property
-    def identity(self) -> str:
-        "Of class, structure and weights; not of the code of the forward pass."
-        kind = f"{type(self.encoder).__module__}.{type(self.encoder).__qualname__}"
-        return cache.digest("features", kind, repr(self.encoder), self.encoder.state_dict())
+        "Features on the encoder's device, from the cache if the same encoder saw the same images before."
+        return _kept(self.encoder, images) if self.keep else embed(self.encoder, images)
 
     @cached_property
     def labelled(self) -> tuple:
