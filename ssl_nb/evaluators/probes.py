@@ -418,6 +418,7 @@ def finetune(encoder: nn.Module,  # from images to features (n, d); left as it i
     """
     from ssl_nb.encoders import embed
 
+    for name, split in (("train", train), ("test", test)): check_labels(split.labels, len(split), name)
     known, y = train.labels.unique(return_inverse=True)
     if len(known) < 2: raise ValueError(f"all labels of train are {known.tolist()}: nothing to tell apart.")
     if head not in ("random", "probe"): raise ValueError(f"head={head!r} must be 'random' or 'probe'.")

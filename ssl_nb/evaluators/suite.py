@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from .. import cache
 from ..encoders import embed, evaluating
 from .equivariance import equivariance_r2
-from .geometry import alignment, manifold_capacity, two_nn, uniformity
+from .geometry import alignment, manifold_capacity, tolerance, two_nn, uniformity
 from .neighbours import check_k, knn, retrieval
-from .probes import attentive_probe, balanced_accuracy, finetune, label_efficiency, linear_probe, mlp_probe
-from .robustness import ood_scores, shape_sensitivity
+from .probes import attentive_probe, balanced_accuracy, finetune, fit_linear, label_efficiency, linear_probe, mlp_probe
+from .robustness import calibration, ood_scores, shape_sensitivity
 from .scores import Score, check_features, comparisons
 from .spectrum import (alpha_req, coherence, effective_rank, feature_std, lidar, nesum, participation_ratio, rankme, self_cluster,
                                         spectrum, stable_rank)
-from .transferability import log_me, trans_rate
+from .transferability import h_score, log_me, trans_rate
 from ..spelling import unknown
 
 # %% ../../nbs/evaluators/11_suite.ipynb #35dbd9d4
@@ -170,11 +170,14 @@ _EVALUATORS = {
     "feature_std": Entry(lambda a: feature_std(a.test), "higher"),
     "alignment": Entry(lambda a: alignment(*a.views(2).unbind(1)), "lower", needs_images=True),
     "uniformity": Entry(lambda a: uniformity(a.test), "lower"),
+    "tolerance": Entry(lambda a: tolerance(a.test, a.labelled[3]), needs_labels=True),
     "two_nn": Entry(lambda a: two_nn(a.test)),
     "manifold_capacity": Entry(lambda a: manifold_capacity(_by_class(a)), "higher", True),
     "log_me": Entry(lambda a: log_me(*a.labelled[:2]), "higher", True),
+    "h_score": Entry(lambda a: h_score(*a.labelled[:2]), "higher", True),
     "trans_rate": Entry(lambda a: trans_rate(*a.labelled[:2]), "higher", True),
     "equivariance_r2": Entry(lambda a: equivariance_r2(*a.rotated()), needs_images=True),
+    "calibration": Entry(lambda a: _calibrated(a), "lower", True),
     "shape_sensitivity": Entry(lambda a: shape_sensitivity(a.encoder, a.sample), "higher", needs_images=True, of_sample=True),
     "ood_scores": Entry(lambda a: ood_scores(a.labelled[0], a.test, a.ood, a.labelled[1]), "higher", True, needs_ood=True),
 }
@@ -182,6 +185,14 @@ _EVALUATORS = {
 def _fractions(labels: Tensor) -> list[float]:
     "Of 1 %, 10 % and 100 %, those with a label for each class."
     return [share for share in (0.01, 0.1, 1.0) if share * len(labels) >= len(labels.unique())]
+
+def _calibrated(asked: Asked) -> dict[str, Score]:
+    "Calibration of the linear probe on test, at the strength that it has chosen."
+    train, y, test, truth = asked.labelled
+    known, y = y.unique(return_inverse=True)
+    if not torch.isin(truth, known).all(): raise ValueError("test has labels that train does not have; the probe gives them no probability.")
+    weight, bias, _ = fit_linear(train, y, len(known), l2=asked.probe.notes["l2"])
+    return calibration((test.to(weight) @ weight + bias).softmax(1), torch.searchsorted(known, truth))
 
 def _by_class(asked: Asked) -> list[Tensor]:
     "Test features of each class of two images or more, 50 at most: the manifolds."
