@@ -24,11 +24,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .spelling import unknown
+from .verdicts import VERDICTS, Conclusion, Result, results_html, verdict
 
 # %% auto #0
-__all__ = ['VERDICTS', 'KINDS', 'PACKAGES', 'PATIENCE', 'scaled', 'verdict', 'Result', 'Run', 'Conclusion', 'RunRefused',
-           'RunFailed', 'Parameter', 'Reproduction', 'read_notebook', 'value_of', 'notebooks', 'lessons', 'find',
-           'resolve', 'identity', 'cores', 'versions', 'load_run', 'reproduce', 'results_table']
+__all__ = ['KINDS', 'PACKAGES', 'PATIENCE', 'scaled', 'Run', 'RunRefused', 'RunFailed', 'Parameter', 'Reproduction',
+           'read_notebook', 'value_of', 'notebooks', 'lessons', 'find', 'resolve', 'identity', 'cores', 'versions',
+           'load_run', 'reproduce', 'results_table']
 
 # %% ../nbs/core/07_reproduce.ipynb #d44f2092
 def scaled(
@@ -43,71 +44,6 @@ def scaled(
     missing = set().union(given, *scales.values()) - set(scales[scale])
     if missing: raise ValueError(f"scale {scale!r} does not set {', '.join(sorted(missing))}; add it there")
     return SimpleNamespace(scale=scale, **{**scales[scale], **given})
-
-# %% ../nbs/core/07_reproduce.ipynb #2cb6518a
-VERDICTS = ("reproduced", "not reproduced at this scale", "contradicted at this scale")
-
-def verdict(
-    interval: tuple[float, float],  # 95 % interval of the difference
-    expect: tuple[float, float] = (0.0, math.inf),  # where the claim says that the difference lies
-) -> str:
-    "What an interval says about a claim: inside the region, outside of it, or neither."
-    (low, high), (least, most) = interval, expect
-    if least < low and high < most: return VERDICTS[0]
-    return VERDICTS[2] if high < least or low > most else VERDICTS[1]
-
-# %% ../nbs/core/07_reproduce.ipynb #307b5263
-@dataclass
-class Result:
-    "One claim, the figures that speak to it, and the verdict that follows from their interval."
-    claim: str  # one sentence that could turn out false
-    ours: float  # what the method reached
-    baseline: float | None = None  # what it is compared with; None: `ours` itself is judged
-    protocol: str = ""  # how both were measured, e.g. "knn@20 (t 0.07)"
-    per_seed: dict | None = None  # name -> value of each seed
-    difference: float | None = None  # None: ours - baseline
-    interval: tuple | None = None  # 95 % interval of the difference
-    expect: tuple = (0.0, math.inf)  # where the claim says that the difference lies
-    verdict: str | None = None  # None: computed from the interval
-
-    def __post_init__(self):
-        self.ours, self.expect = float(self.ours), tuple(map(float, self.expect))
-        self.baseline = None if self.baseline is None else float(self.baseline)
-        if self.difference is None: self.difference = self.ours - (self.baseline or 0.0)
-        self.difference = float(self.difference)
-        if self.interval is not None: self.interval = tuple(map(float, self.interval))
-        figures = [self.ours, self.baseline or 0.0, self.difference, *(self.interval or ())]
-        if not all(map(math.isfinite, figures)):
-            raise ValueError(f"{self.claim!r} has a figure that is not finite: {figures}")
-        self.verdict = self._judged()
-
-    def _judged(self):
-        if self.interval is None:
-            if self.verdict in VERDICTS: return self.verdict
-            raise ValueError(f"{self.claim!r} needs an interval, or a verdict out of {VERDICTS}")
-        low, high = self.interval
-        if not low <= high: raise ValueError(f"{self.claim!r}: the interval {self.interval} is upside down")
-        if not low - (high - low) <= self.difference <= high + (high - low):
-            raise ValueError(f"{self.claim!r}: the difference {self.difference:.4g} is far outside of its "
-                             f"interval {self.interval}; it must be the interval of ours - baseline")
-        found = verdict(self.interval, self.expect)
-        if self.verdict not in (None, found):
-            raise ValueError(f"{self.claim!r}: the interval {self.interval} says {found!r}, "
-                             f"not {self.verdict!r}")
-        return found
-
-    def __str__(self): return f"{self.verdict}: {self.claim} ({_figures(asdict(self))})"
-
-def _figures(result):
-    "The figures of one result in a line."
-    parts, against = [f"{result['ours']:.4g}"], result["baseline"]
-    if against is not None: parts += [f"against {against:.4g}", f"difference {_gap(result)}"]
-    elif result["interval"]: parts.append(_gap(result).split(" ", 1)[1])
-    return ", ".join(filter(None, [*parts, result["protocol"]]))
-
-def _gap(result):
-    low_high = " [{:+.3g}, {:+.3g}]".format(*result["interval"]) if result["interval"] else ""
-    return f"{result['difference']:+.3g}{low_high}"
 
 # %% ../nbs/core/07_reproduce.ipynb #bff81845
 def _rows(folder):
@@ -180,24 +116,6 @@ class Run:
         found = dict(results=[asdict(result) for result in results], table=rows, device=_device())
         _write_json(self.folder / "conclusion.json", found)
         return Conclusion(results)
-
-class Conclusion(list):
-    "The results of a run, shown as a table in a notebook."
-    def __repr__(self): return "\n".join(map(str, self))
-    def _repr_html_(self): return _results_html([asdict(result) for result in self])
-
-def _results_html(results):
-    from html import escape
-
-    names = ("claim", "ours", "baseline", "difference [95 %]", "protocol", "verdict")
-    head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
-    rows = "".join(
-        f"<tr><td>{escape(r['claim'])}</td><td>{r['ours']:.4g}</td>"
-        f"<td>{'' if r['baseline'] is None else format(r['baseline'], '.4g')}</td>"
-        f'<td class="exact">{_gap(r)}</td>'
-        f"<td>{escape(r['protocol'])}</td>"
-        f"<td class=\"verdict {r['verdict'].split()[0]}\">{r['verdict']}</td></tr>" for r in results)
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 def _device():
     "The accelerator that the kernel has used, if any."
@@ -648,15 +566,10 @@ def load_run(
     except (OSError, ValueError) as error: raise RunRefused(f"{path} cannot be read: {error}") from None
     if not isinstance(run, dict) or run.get("status") != "complete":
         raise RunRefused(f"{path} does not say that the run is complete")
-    try: results = [Result(**{**row, "expect": _region(row["expect"])}) for row in run["results"]]
+    try: results = [Result(**row) for row in run["results"]]
     except (KeyError, TypeError, ValueError) as error: raise RunRefused(f"{path}: {error!r}") from None
     if not results: raise RunRefused(f"{path} holds no results")
     return run
-
-def _region(expect):
-    "JSON has no infinity: an open end is null."
-    low, high = expect
-    return (-math.inf if low is None else low, math.inf if high is None else high)
 
 def reproduce(
     name: str,  # as `ssl_nb list` prints it, or the path of a notebook
@@ -796,7 +709,7 @@ def _head(found):
     again = f", {found['attempts']} attempts (seconds of the last)" if found["attempts"] > 1 else ""
     when = f"{found['finished'][:16].replace('T', ' ')} UTC"
     summary = f"{scale}{found['seconds']:.0f} s on {found['device']}{again}, finished {when}"
-    return (f'<div class="wide">{_results_html(found["results"])}</div><p class="quiet">{escape(summary)}</p>'
+    return (f'<div class="wide">{results_html(Result(**row) for row in found["results"])}</div><p class="quiet">{escape(summary)}</p>'
             f"<details><summary>Parameters</summary>{listing(found['parameters'].items())}</details>"
             f"<details><summary>Machine and versions</summary>{listing(machine)}</details>")
 
@@ -807,11 +720,13 @@ def _commit_text(made):
 # %% ../nbs/core/07_reproduce.ipynb #20f42101
 _COLUMNS = """{run: 'VARCHAR', name: 'VARCHAR', scale: 'VARCHAR', seconds: 'DOUBLE', device: 'VARCHAR',
  finished: 'VARCHAR', parameters: 'JSON', results: 'STRUCT(claim VARCHAR, ours DOUBLE, baseline DOUBLE,
- difference DOUBLE, "interval" DOUBLE[], protocol VARCHAR, verdict VARCHAR)[]'}"""
+ difference DOUBLE, "interval" DOUBLE[], level DOUBLE, p DOUBLE, detectable DOUBLE, gates STRUCT(passed BOOLEAN)[],
+ protocol VARCHAR, verdict VARCHAR)[]'}"""
 
 _QUERY = f"""
 select string_split(filename, '/')[-2] as run, name, scale, r.claim, r.ours, r.baseline, r.difference,
-       r."interval"[1] as low, r."interval"[2] as high, r.verdict, r.protocol, seconds, device, finished,
+       r."interval"[1] as low, r."interval"[2] as high, r.level, r.p, r.detectable,
+       list_bool_and([coalesce(gate.passed, false) for gate in r.gates]) as gates_passed, r.verdict, r.protocol, seconds, device, finished,
        parameters
 from (select *, unnest(results) as r, generate_subscripts(results, 1) as place
       from read_json(?, columns = {_COLUMNS}, filename = true, maximum_object_size = 1000000000))
@@ -834,5 +749,5 @@ def results_table(
 
 def _no_results():
     import pandas as pd
-    return pd.DataFrame(columns=("run name scale claim ours baseline difference low high verdict protocol "
+    return pd.DataFrame(columns=("run name scale claim ours baseline difference low high level p detectable gates_passed verdict protocol "
                                  "seconds device finished parameters").split())

@@ -6,7 +6,7 @@
 __all__ = ['to_float', 'interpolation_matrix', 'crop_resize', 'adjust_hue', 'color_jitter', 'grayscale', 'gaussian_blur',
            'solarize', 'affine', 'add_noise', 'erase', 'random_boxes', 'random_erasures', 'random_jitter', 'Part',
            'Crop', 'Jitter', 'Grayscale', 'Flip', 'Solarize', 'Blur', 'Affine', 'Noise', 'Erase', 'Views', 'simclr',
-           'byol', 'dino', 'mae', 'names', 'create']
+           'byol', 'dino', 'mae', 'handwriting', 'names', 'create']
 
 # %% ../nbs/core/04_views.ipynb #5f1187a9
 """Random views of a batch of images: batched tensor code on any device, repeatable from one generator.
@@ -648,7 +648,22 @@ def mae(
     return Views([Crop(size, scale, flip=flip, filter="bicubic")])
 
 # %% ../nbs/core/04_views.ipynb #d391aee0
-_PRESETS = {maker.__name__: maker for maker in (simclr, byol, dino, mae)}
+def handwriting(
+    size: int,  # pixels of a view
+    *,
+    scale: tuple[float, float] = (0.4, 1.0),  # share of the area in a crop
+    degrees: float = 15.0,  # largest rotation
+    translate: float = 0.1,  # largest shift, as a share of the side
+    zoom: tuple[float, float] = (0.8, 1.2),  # smallest and largest magnification
+    shear: float = 10.0,  # degrees
+    strength: float = 0.4,  # of brightness and contrast
+) -> Views:
+    "Two views alike, for handwritten characters: affine maps, a crop, brightness and contrast; no mirror images."
+    recipe = [Affine(degrees, translate, zoom, shear), Crop(size, scale, flip=0.0), Jitter(strength, strength)]
+    return Views(recipe, recipe)
+
+# %% ../nbs/core/04_views.ipynb #85497f5d
+_PRESETS = {maker.__name__: maker for maker in (simclr, byol, dino, mae, handwriting)}
 
 def names() -> list[str]:
     "Names that `create` knows."

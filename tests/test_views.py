@@ -510,6 +510,17 @@ def test_byol_is_table_6():
     assert first == (*common, V.Blur(p=1.0)) and second == (*common, V.Blur(p=0.1), V.Solarize(0.5, p=0.2))
 
 
+def test_handwriting_moves_the_ink_and_never_mirrors_it():
+    first, second = recipes("handwriting", size=28)
+    assert first == second and not any(isinstance(p, V.Flip) or getattr(p, "flip", 0) for p in first)
+    x = torch.zeros(64, 1, 28, 28)
+    x[:, :, 6:22, 8:12] = x[:, :, 18:22, 8:20] = 1.0  # an L, whose foot points right
+    made = V.create("handwriting", size=28, scale=(1.0, 1.0))(x, seeded())[0]
+    columns = torch.arange(28.0)
+    foot, stem = ((made[:, 0, rows].sum(1) * columns).sum(1) / made[:, 0, rows].sum((1, 2)) for rows in (slice(18, 26), slice(4, 14)))
+    assert (foot > stem).all()
+
+
 def test_dino_is_the_authors_code():
     first, second, *local = recipes("dino", size=224)
     assert len(local) == 8 and len(set(local)) == 1
