@@ -37,8 +37,8 @@ def code(notebook):
 
 
 SOURCES = {str(p.relative_to(ROOT)): (p.read_text, "") for p in sorted((ROOT / "ssl_nb").rglob("*.py"))}
-for kind, extra in (("reproductions", ""), ("explore", ""), ("benchmarks", "bench_")):  # notebooks that ship
-    for path in sorted((ROOT / "nbs" / kind).glob("[!.]*.ipynb")):
+for kind, extra in (("reproductions", ""), ("explore", ""), ("benchmarks", "bench_")):  # notebooks that the commands run
+    for path in sorted((ROOT / "nbs" / kind).glob("[!.0-9]*.ipynb")):
         SOURCES[str(path.relative_to(ROOT))] = (lambda path=path: code(path), extra)
 
 
