@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Split', 'Spec', 'Data', 'moments', 'holdout', 'register', 'names', 'load', 'digits', 'cache_folder', 'mnist',
            'fashion_mnist', 'cifar10', 'cifar100', 'stl10', 'cifar10_jpeg', 'mnist_small', 'fashion_mnist_8k',
-           'fashion_mnist_sprite', 'from_folder', 'from_npz']
+           'fashion_mnist_sprite', 'from_folder', 'from_npz', 'fingerprint']
 
 # %% ../nbs/core/02_data.ipynb #60aadb6b
-import gzip, hashlib, importlib, inspect, os, tarfile, tempfile, warnings, zipfile, zlib
+import gzip, hashlib, importlib, inspect, json, os, tarfile, tempfile, time, warnings, zipfile, zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,10 +196,16 @@ def _loader(name: str) -> Callable:
         module, function = found.split(":")
         found = getattr(importlib.import_module(module), function)
     if found is not None: return found
-    path = Path(name).expanduser()
-    if path.suffix == ".npz": return _bind(from_npz, path)
-    if path.is_dir() or name[:1] in "./~" or os.sep in name: return _bind(from_folder, path)
+    path = _own_path(name)
+    if path is not None: return _bind(from_npz if path.suffix == ".npz" else from_folder, path)
     raise ValueError(unknown("data set", name, names()) + "; or give the path of a folder of images or of an .npz file")
+
+
+def _own_path(name: str) -> Path | None:
+    "The user's file or folder that a name stands for; None for a registered name and for a bare unknown word."
+    path = Path(name).expanduser()
+    if not name or name in _LOADERS: return None
+    return path if path.suffix == ".npz" or path.is_dir() or name[:1] in "./~" or os.sep in name else None
 
 
 def _bind(function, path):
@@ -756,3 +762,46 @@ def _npz_split(path: Path, arrays: dict[str, np.ndarray]) -> Split:
         _refuse(path, f"its labels are {labels.dtype} of shape {labels.shape}, not integers of shape (n,)", _MEND)
     try: return _split(np.ascontiguousarray(images), labels, **arrays)
     except (TypeError, ValueError) as error: _refuse(path, str(error).removesuffix("."), _MEND)
+
+# %% ../nbs/core/02_data.ipynb #5f6caa89
+def fingerprint(
+    name: str | Path,  # what `load` takes
+) -> str | None:  # 64 hexadecimal digits; None for a registered name, and where nothing can be read
+    "SHA-256 of what `load` reads from the user's disk: an .npz, or the images of a folder with their paths and classes."
+    path = _own_path(str(name))
+    if path is None or not path.exists(): return None
+    path = path.resolve()
+    files = _image_files(path) if path.is_dir() else [path]
+    if not files: return None
+    note = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    known = _read_note(note)
+    rows = dict(zip([str(f.relative_to(path)) for f in files], _in_threads(_stamped, [(f, path, known) for f in files])))
+    settled = {key: row for key, row in rows.items() if time.time_ns() - max(row[1:3]) > 2e9}
+    if settled != known: _write_note(note, settled)
+    classes = [_classes(p) for p in (path, path / "train", path / "test") if p.is_dir()]
+    return hashlib.sha256(json.dumps([classes, [[key, row[-1]] for key, row in rows.items()]]).encode()).hexdigest()
+
+
+def _stamped(file: Path, folder: Path, known: dict) -> list:
+    "Size and times of a file, and the hash of its content: the known one if size and times are those of then."
+    about = file.stat()
+    stamp = [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    old = known.get(str(file.relative_to(folder)))
+    if old and old[:3] == stamp: return old
+    with open(file, "rb") as f: return stamp + [hashlib.file_digest(f, "sha256").hexdigest()]
+
+
+def _read_note(note: Path) -> dict:
+    try: rows = json.loads(note.read_text())
+    except (OSError, ValueError): return {}
+    return rows if isinstance(rows, dict) and all(isinstance(row, list) for row in rows.values()) else {}
+
+
+def _write_note(note: Path, rows: dict):
+    "Whole or not at all; without a cache, every file is read each time."
+    aside = note.with_name(f".partial-{os.getpid()}-{note.name}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(rows))
+        os.replace(aside, note)
+    except OSError: pass

@@ -347,16 +347,45 @@ def resolve(
     if reproduction.scales and values.get("scale") not in (None, *reproduction.scales):
         wrong.append(unknown("scale", values["scale"], reproduction.scales))
     if wrong: raise RunRefused(f"{reproduction.name}: " + "\n".join(wrong))
-    return values
+    return {name: _each(value, _absolute, name == "dataset") for name, value in values.items()}
+
+def _each(value, change, *more):
+    "A value with `change` made to every text in it."
+    if isinstance(value, dict): return {key: _each(item, change, *more) for key, item in value.items()}
+    if isinstance(value, list): return [_each(item, change, *more) for item in value]
+    return change(value, *more) if isinstance(value, str) else value
+
+def _absolute(text, bare=False):
+    "The path of data so that it holds in any folder. A bare word may mean something else, unless `bare`."
+    like = text.endswith(".npz") or os.sep in text or text.startswith((".", "~")) or bare
+    if not (like and _on_disk(text)): return text
+    from ssl_nb.data import names
+
+    return text if text in names() else os.path.abspath(os.path.expanduser(text))
+
+def _on_disk(text):
+    "Whether text names a folder or an .npz file that exists. Nothing is imported to find out."
+    path = os.path.expanduser(text)
+    return path != "" and (os.path.isdir(path) or (path.endswith(".npz") and os.path.isfile(path)))
 
 # %% ../nbs/core/07_reproduce.ipynb #3e721f81
 def identity(
     reproduction: Reproduction,
     values: dict,  # every parameter with its value, from `resolve`
 ) -> str:  # the name of the run's folder
-    "Name and a hash of parameters and code: the same run has the same folder."
-    text = json.dumps([reproduction.name, values, reproduction.digest], sort_keys=True)
+    "Name and a hash of parameters, of the content of data that they name, and of code: the same run has the same folder."
+    told = {name: _each(value, _content) for name, value in values.items()}
+    text = json.dumps([reproduction.name, told, reproduction.digest], sort_keys=True)
     return f"{reproduction.name.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+def _content(text):
+    "Text as it is; the path of data as its last part and the hash of what is there."
+    if not _on_disk(text): return text
+    from ssl_nb.data import fingerprint
+
+    try: found = fingerprint(text)
+    except OSError as error: raise RunRefused(f"{text} cannot be read: {error.strerror or error}") from None
+    return text if found is None else [Path(text).name, found]
 
 # %% ../nbs/core/07_reproduce.ipynb #fe1535dc
 def cores() -> int:

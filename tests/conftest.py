@@ -1,18 +1,34 @@
 import os
+import random
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, FLAGS, jupyterlab
 from hypothesis import settings
 
-settings.register_profile("same every time", derandomize=True)  # what passes here passes on another machine
-settings.load_profile("same every time")
+# hypothesis tries new examples in every run. The seed is printed when a test fails, and `--hypothesis-seed` repeats the run.
+settings.register_profile("new examples", deadline=None)
+settings.load_profile("new examples")
 
 DATA = Path(os.environ.get("SSL_NB_DATA", "/nowhere"))
+ALL = os.environ.get("SSL_NB_ALL") == "1"  # everything must run: a test that cannot counts as failed
+ALLOWED = ("takes minutes", "no GPU")  # the only reasons for which a test may then be skipped
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes")
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option, and before pytest-xdist hands options to workers
+def pytest_configure(config):
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(10**9))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if terminalreporter.stats.get("failed"):
+        seed = config.getoption("hypothesis_seed")
+        terminalreporter.write_line(f"the examples of hypothesis come from a seed; to repeat them: --hypothesis-seed={seed}")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -21,6 +37,25 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return counted((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return counted((yield))
+
+
+def counted(report):
+    "The report; a skip is a failure where everything must run."
+    if ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(ALLOWED):
+            report.outcome, report.longrepr = "failed", f"skipped, although SSL_NB_ALL=1 asks for every test: {reason}"
+    return report
 
 
 @pytest.fixture

@@ -199,6 +199,11 @@ def test_data_are_what_their_spec_says(spec, test, word):
 # ---- names and options
 
 
+def test_no_name_is_no_folder():
+    with pytest.raises(ValueError, match="unknown data set ''"):
+        load("")
+
+
 @pytest.mark.parametrize(
     "wrong, meant",
     [("digit", "digits"), ("MNIST", "mnist"), ("cifar-10", "cifar10"), ("fashionmnist", "fashion_mnist")],
@@ -831,6 +836,80 @@ def test_a_truncated_or_missing_npz(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no file"):
         load(path)
+
+
+# ---- the same data?
+
+
+def test_a_fingerprint_is_that_of_the_content(places, tmp_path, monkeypatch):
+    first, second = np.zeros((9, 8, 8), np.uint8), np.ones((9, 8, 8), np.uint8)
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir(), other.mkdir()
+    path = save(one / "mine.npz", images=first)
+    before = data.fingerprint(path)
+    assert before == data.fingerprint(save(other / "mine.npz", images=first)) and len(before) == 64
+    assert before != data.fingerprint(save(other / "mine.npz", images=second))
+    monkeypatch.chdir(other)
+    assert data.fingerprint("mine.npz") == data.fingerprint(other / "mine.npz") != before
+    monkeypatch.chdir(one)
+    assert data.fingerprint("mine.npz") == data.fingerprint(path) == before
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_another(places, tmp_path):
+    path = save(tmp_path / "mine.npz", images=np.zeros((9, 8, 8), np.uint8))
+    before, when = data.fingerprint(path), path.stat()
+    save(path, images=np.ones((9, 8, 8), np.uint8))
+    os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert path.stat().st_size == when.st_size and data.fingerprint(path) != before
+
+
+def test_a_fingerprint_of_a_folder_is_of_names_classes_and_images(places, tmp_path):
+    def fill(folder):
+        for i in range(4):
+            write_image(folder / "ab"[i % 2] / f"{i}.png", 10 * i)
+        (folder / "notes.txt").write_text("not read")
+        return folder
+
+    folder, found = fill(tmp_path / "some"), []
+    before = data.fingerprint(folder)
+    assert before == data.fingerprint(fill(tmp_path / "elsewhere" / "some"))
+    (folder / "notes.txt").write_text("not read, and changed")
+    assert data.fingerprint(folder) == before
+    for change in (
+        lambda: write_image(folder / "a" / "0.png", 200),
+        lambda: (folder / "a" / "2.png").rename(folder / "b" / "2.png"),
+        lambda: (folder / "b" / "1.png").unlink(),
+        lambda: (folder / "c").mkdir(),
+    ):
+        change()
+        found.append(data.fingerprint(folder))
+    assert len({before, *found}) == 5
+    assert data.fingerprint("digits") is None and data.fingerprint(tmp_path / "nowhere.npz") is None
+    (tmp_path / "empty").mkdir()
+    assert data.fingerprint(tmp_path / "empty") is None
+
+
+def test_only_what_changed_is_read_again(places, tmp_path, monkeypatch):
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, kind: read.append(f.name) or digest(f, kind))
+    monkeypatch.setattr(data.time, "time_ns", lambda now=data.time.time_ns: now() + 60 * 10**9)  # a minute later
+    for i in range(4):
+        write_image(tmp_path / "some" / f"{i}.png", i)
+    before = data.fingerprint(tmp_path / "some")
+    assert len(read) == 4 and data.fingerprint(tmp_path / "some") == before and len(read) == 4
+    write_image(tmp_path / "some" / "2.png", 77)
+    assert data.fingerprint(tmp_path / "some") != before and [os.path.basename(r) for r in read[4:]] == ["2.png"]
+    [note] = (places[1] / "hashes").iterdir()
+    for damaged in ("", "[1]", "{}", '{"0.png": 3}'):
+        note.write_text(damaged)
+        assert len(data.fingerprint(tmp_path / "some")) == 64
+    assert not leftovers(places[1])
+
+
+def test_a_file_that_was_changed_just_now_is_not_noted(places, tmp_path):
+    path = save(tmp_path / "mine.npz", images=np.zeros((9, 8, 8), np.uint8))
+    data.fingerprint(path)
+    assert [p.read_text() for p in places[1].rglob("*.json")] in ([], ["{}"])
 
 
 # ---- the real ones

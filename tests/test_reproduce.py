@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -308,6 +309,61 @@ def test_the_same_run_is_the_same_values_and_code_but_not_prose(toy):
     assert name == identity(find("toy", [toy]), resolve(found, {"epochs": 4}))
     write_notebook(toy, "toy", SETUP + "\np.epochs += 1", CONCLUDE)
     assert name != identity(find("toy", [toy]), resolve(found, {"epochs": 4}))
+
+
+def named(folder, value):
+    "A file of data in a folder; the folder."
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "mine.npz", images=np.full((9, 8, 8), value, np.uint8))
+    return folder
+
+
+def of_data(tmp_path):
+    "A notebook with a data set among its parameters."
+    more = 'dataset: str = "digits"\nothers: list[str] = []\n'
+    return write_notebook(tmp_path / "nbs", "own", SETUP, CONCLUDE, parameters=more + PARAMETERS)
+
+
+def test_a_run_on_ones_own_data_is_known_by_their_content(tmp_path, monkeypatch):
+    one, other = named(tmp_path / "one", 0), named(tmp_path / "other", 1)
+    found = find("own", [of_data(tmp_path)])
+
+    def name(folder, **given):
+        monkeypatch.chdir(folder)
+        return identity(found, resolve(found, given))
+
+    first = name(one, dataset="mine.npz")
+    assert first == name(one, dataset="./mine.npz") == name(other, dataset=str(one / "mine.npz"))
+    assert first != name(other, dataset="mine.npz")
+    assert name(one, others=["mine.npz"]) != name(other, others=["mine.npz"])
+    named(one, 2)
+    assert name(one, dataset="mine.npz") != first
+    assert name(named(one, 0), dataset="mine.npz") == first
+
+
+def test_a_path_of_data_is_recorded_so_that_it_holds_in_any_folder(tmp_path, monkeypatch):
+    found = find("own", [of_data(tmp_path)])
+    monkeypatch.chdir(named(tmp_path / "one", 0))
+    for folder in ("photos", "digits", "laptop"):
+        (tmp_path / "one" / folder).mkdir()
+    values = resolve(found, dict(dataset="mine.npz", others=["./mine.npz", "photos", "text"]))
+    assert values["dataset"] == values["others"][0] == str(tmp_path / "one" / "mine.npz")
+    assert values["others"][1:] == ["photos", "text"]  # a bare word may mean something else
+    assert resolve(found, dict(dataset="photos"))["dataset"] == str(tmp_path / "one" / "photos")
+    before = identity(found, resolve(found, {}))
+    assert resolve(found, {})["dataset"] == "digits" and resolve(found, {})["scale"] == "laptop"
+    monkeypatch.chdir(tmp_path)
+    assert identity(found, resolve(found, {})) == before
+    assert resolve(found, dict(dataset="nowhere.npz"))["dataset"] == "nowhere.npz"
+
+
+def test_another_folder_does_not_get_the_result_of_the_other_file(tmp_path, monkeypatch, pretend):
+    calls, runs, nbs = pretend(), tmp_path / "runs", of_data(tmp_path)
+    for folder in (named(tmp_path / "one", 0), named(tmp_path / "other", 1)):
+        monkeypatch.chdir(folder)
+        for _ in range(2):
+            run = reproduce("own", dict(dataset="mine.npz"), runs=runs, folders=[nbs], say=lambda line: None)
+    assert len(calls) == 2 and load_run(run)["parameters"]["dataset"] == str(tmp_path / "other" / "mine.npz")
 
 
 def test_the_same_parameters_again_run_nothing_and_force_runs_anew(toy, tmp_path, pretend):

@@ -1,0 +1,67 @@
+"""The tests themselves: no skip goes unnoticed where everything must run, and a failure on new examples can be repeated."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def run(tmp_path):
+    "`run(source, *options, SSL_NB_ALL='1')`: exit code and output of pytest with this conftest on one test file."
+    for name in ("conftest.py", "browser.py"):
+        shutil.copy(HERE / name, tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+
+    def pytest_on(source, *options, **variables):
+        (tmp_path / "test_it.py").write_text(source)
+        env = {k: v for k, v in os.environ.items() if k not in ("SSL_NB_ALL", "SSL_NB_DATA", "PYTEST_ADDOPTS")} | variables
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_it.py"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return pytest_on
+
+
+SKIPS = """
+import pytest
+def test_data(shared_data): pass
+@pytest.mark.skipif(True, reason="SSL_NB_DATA has no mnist")
+def test_mnist(): pass
+@pytest.mark.slow
+def test_long(): pass
+@pytest.mark.skipif(True, reason="no GPU")
+def test_gpu(): pass
+"""
+
+
+def test_skips_count_as_failures_where_everything_must_run(run):
+    code, said = run(SKIPS)
+    assert code == 0 and "4 skipped" in said
+    code, said = run(SKIPS, "-n", "2", SSL_NB_ALL="1")
+    assert code == 1 and "2 skipped" in said and "SSL_NB_DATA has no mnist" in said and "names no folder" in said
+    code, said = run("import pytest\npytest.importorskip('no_such_package')\ndef test_it(): pass", SSL_NB_ALL="1")
+    assert code != 0 and "no_such_package" in said
+
+
+RARE = """
+from hypothesis import given, strategies as st
+@given(st.integers(0, 2**62))
+def test_rare(n): assert n % 7 != 3, f"found {n}"
+"""
+
+
+def test_a_failure_names_the_seed_that_repeats_it(run):
+    code, said = run(RARE, "-n", "2")
+    assert code == 1
+    [seed] = re.findall(r"--hypothesis-seed=(\d+)\n", said.split("come from a seed")[1] + "\n")
+    tried = "from hypothesis import given, settings, strategies as st\n@settings(database=None)\n@given(st.integers())\n"
+    tried += "def test_it(n): print('tried', n)\n"
+    lists = [re.findall(r"tried (-?\d+)", run(tried, "-s", f"--hypothesis-seed={s}")[1]) for s in (seed, seed, f"{seed}1")]
+    assert len(lists[0]) > 20 and lists[0] == lists[1] != lists[2]
