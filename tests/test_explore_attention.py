@@ -539,3 +539,17 @@ def test_a_second_encoder_that_does_not_fit_is_told_too():
     w = am.AttentionMap(vit(), images(), second=vit(img_size=32))
     assert "24 x 24 pixels, the encoder takes 32 x 32" in w.error
     assert "one forward" not in w.error and am.AttentionMap(vit(), images(), second=encoders.create("convnet", in_chans=1)).error
+
+
+def test_a_method_is_looked_into_at_the_encoder_that_it_evaluates(monkeypatch, tmp_path):
+    from ssl_nb import encoders, methods, training
+
+    vit = encoders.create("vit", in_chans=1, img_size=24, patch_size=6, embed_dim=32, depth=1, num_heads=2)
+    dino = methods.create("dino", encoder=vit)
+    assert am.as_encoder(dino) is dino.evaluated is not vit
+
+    made, create = [], methods.create
+    monkeypatch.setattr(methods, "create", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
+    monkeypatch.setattr(training, "fit", lambda *a, **k: None)
+    quick = dict(epochs=1, embed_dim=32, depth=1, num_heads=2, patch_size=6)
+    assert am.scenes_vit(tmp_path, method="dino", **quick) is made[0].evaluated

@@ -25,13 +25,13 @@ from .. import data, encoders
 from ..encoders import Encoder, attention_weights
 from .panels import Bars, Dots, Explorer, Line, Panel, Picture, choice, slider, switch
 
-# %% ../../nbs/explore/04_attention_map.ipynb #bfd43592
+# %% ../../nbs/explore/04_attention_map.ipynb #63991930
 def as_encoder(
-    model: nn.Module,  # an ssl_nb Encoder, anything that has one as `.encoder`, or a plain timm vision transformer
+    model: nn.Module,  # an ssl_nb Encoder, something that has one as `.evaluated` or `.encoder`, or a timm vision transformer
 ) -> Encoder:
-    "The model as an Encoder. A timm model normalises by its `pretrained_cfg`."
-    if isinstance(model, Encoder): return model
-    if isinstance(getattr(model, "encoder", None), Encoder): return model.encoder
+    "The model as an Encoder; of a method, the one that it evaluates (for DINO the teacher's). A timm model normalizes by its `pretrained_cfg`."
+    for inner in (model, getattr(model, "evaluated", None), getattr(model, "encoder", None)):
+        if isinstance(inner, Encoder): return inner
     if not hasattr(model, "forward_features") or not hasattr(model, "num_features"):
         raise TypeError(f"{type(model).__name__} is no encoder to look into; give a timm vision transformer, "
                         'or encoders.create("vit")')
@@ -377,7 +377,7 @@ def overlay(
         if shape is not None: picture[_edge(_enlarged(shape, factor), max(1, round(side / 128)))] = ink
     return picture
 
-# %% ../../nbs/explore/04_attention_map.ipynb #da803427
+# %% ../../nbs/explore/04_attention_map.ipynb #7eba7d1c
 @dataclass(frozen=True)
 class Recipe:
     "Settings of `scenes_vit`; each different setting is another encoder, with a file of its own."
@@ -455,7 +455,7 @@ def _train(encoder: Encoder, train, recipe: Recipe, report) -> Encoder:
         method = methods.create(recipe.method, encoder, views=views, **dict(recipe.knobs))
         training.fit(method, train, epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr, clip=1.0, device="cpu",
                      weight_decay=recipe.weight_decay, seed=recipe.seed, report=report)
-    return encoder.eval()
+    return method.evaluated.eval()
 
 # %% ../../nbs/explore/04_attention_map.ipynb #b254cbad
 def _digest(state: dict[str, Tensor]) -> str:
