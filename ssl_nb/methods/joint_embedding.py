@@ -28,6 +28,7 @@ class JointEmbedding(Method):
         momentum: float | Callable[[float], float] | None = None,  # of an EMA teacher; a function takes progress
         online_views: Sequence[int] | None = None,  # which views the online branch sees; None: all
         target_views: Sequence[int] | None = None,  # likewise
+        evaluate_teacher: bool = False,  # evaluate and keep the teacher's encoder, as DINO's paper does
         views: Callable | None = None,  # view maker; None: SimCLR's
     ):
         super().__init__(encoder, views or default_views("simclr", encoder))
@@ -38,6 +39,13 @@ class JointEmbedding(Method):
         self.teacher = None
         if momentum is not None:
             self.teacher = copy.deepcopy(nn.Sequential(encoder, projector)).requires_grad_(False)
+        elif evaluate_teacher:
+            raise ValueError("evaluate_teacher=True without a momentum: there is no teacher to evaluate; set momentum")
+        self.evaluate_teacher = evaluate_teacher
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.teacher[0] if self.evaluate_teacher else self.encoder
 
     def loss(self, views: list[Tensor]) -> Step:
         representations = [self.encoder(view) for view in _chosen(views, self.online_views)]
@@ -157,7 +165,7 @@ def dino(encoder, *, out_dim=1024, momentum=0.996, teacher_temperature=0.04, stu
                                   teacher_temperature=teacher_temperature, center_momentum=center_momentum)
     return JointEmbedding(encoder, compare, projector=objectives.DINOHead(encoder.num_features, out_dim),
                           momentum=partial(objectives.momentum_schedule, momentum), target_views=(0, 1),
-                          views=views or default_views("dino", encoder))
+                          evaluate_teacher=True, views=views or default_views("dino", encoder))
 
 # %% ../../nbs/methods/02_joint_embedding.ipynb #cee8e45d
 def make_predictor(

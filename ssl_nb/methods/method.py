@@ -19,15 +19,16 @@ from ..spelling import unknown
 class Step(NamedTuple):
     "What one look at a batch gives."
 
-    loss: Float[Tensor, ""]  # to be minimised
+    loss: Float[Tensor, ""]  # to be minimized
     metrics: dict[str, Tensor]  # parts of the loss and whatever else is worth a curve; scalars
-    representation: Float[Tensor, "n d"]  # of the first view, for probes that train beside (the loop detaches it)
+    representation: Float[Tensor, "n d"]  # of the first view, for a probe that trains beside the method (the loop detaches it)
 
 
 class Method(Scheduled):
     "Base of all methods: subclass it, or put parts into `JointEmbedding`."
 
-    uses_labels = False  # True: the loop calls loss(views, labels)
+    uses_labels = False  # True: the loop calls loss(views, labels); False: it never shows labels to the method
+    made = None  # {"name": ..., "knobs": {...}} if `create` made it: what a checkpoint remembers
 
     def __init__(
         self,
@@ -41,9 +42,14 @@ class Method(Scheduled):
         "Loss, its parts and a representation, of one batch of views."
         raise NotImplementedError(f"{type(self).__name__} has no loss(views) yet")
 
+    @property
+    def evaluated(self) -> nn.Module:
+        "The encoder that is evaluated and kept."
+        return self.encoder
+
     def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        "The representation: what is evaluated, and kept."
-        return self.encoder(x)
+        "The representation by the encoder that is evaluated."
+        return self.evaluated(x)
 
 # %% ../../nbs/methods/01_method.ipynb #ec278632
 class _ReadsImages:
@@ -125,7 +131,8 @@ def create(
     encoder: nn.Module | None = None,  # None: the small convnet for 32-pixel colour images
     **knobs,  # of card(name).knobs
 ) -> Method:
-    "A method by name, ready to train."
+    """A method by name, ready to train; its `made` is {"name": name, "knobs": every knob but `views`, defaults
+    included}. Raises ValueError for a name and TypeError for a knob that is not known."""
     entry = card(name)
     for knob in knobs:
         if knob not in entry.knobs: raise TypeError(unknown(f"knob of {name}:", knob, entry.knobs))
@@ -133,7 +140,10 @@ def create(
         from ssl_nb import encoders
 
         encoder = encoders.create("convnet")
-    return entry.recipe(encoder, **knobs)
+    method = entry.recipe(encoder, **knobs)
+    made = {knob: value for knob, value in (entry.knobs | knobs).items() if knob != "views"}  # views speak for themselves
+    method.made = {"name": name, "knobs": made}
+    return method
 
 # %% ../../nbs/methods/01_method.ipynb #5b590633
 def mlp(
