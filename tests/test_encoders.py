@@ -80,6 +80,83 @@ def test_embed_does_not_depend_on_the_batch_and_restores_the_mode():
     assert encoder.training and not whole.requires_grad
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_gives_each_submodule_its_own_mode_back(training):
+    encoder = encoders.create("convnet", in_chans=1, img_size=24).train(training)
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms[::2]:
+        norm.train(not training)
+    modes = [m.training for m in encoder.modules()]
+    assert len(set(modes)) == 2
+    encoders.embed(encoder, images())
+    assert [m.training for m in encoder.modules()] == modes
+    with pytest.raises(ZeroDivisionError), encoders.evaluating(encoder):
+        assert not any(m.training for m in encoder.modules())
+        1 / 0
+    assert [m.training for m in encoder.modules()] == modes
+
+
+def test_a_module_that_freezes_itself_in_train_keeps_its_mode():
+    class Frozen(torch.nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    network = torch.nn.Sequential(Frozen(1), torch.nn.Flatten()).train()
+    encoders.embed(network, images() / 255)
+    assert [m.training for m in network.modules()] == [True, False, True]
+
+
+def anything():
+    "A network that has no opinion about its input."
+    return torch.nn.Sequential(torch.nn.Flatten())
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (images().float(), r"floats from 0 to 255; .* divide them by 255"),
+    (images() > 127, r"torch.bool; .* x.float\(\)"),
+    (images().long(), r"torch.int64; .* x.to\(torch.uint8\)"),
+    (images() / 127.5 - 1, r"floats from -1 to 1; .* undo it \(x \* std \+ mean\)"),
+    ((images() / 255 - 0.13) / 0.31, "normalizes images itself"),
+    (images() / 255 - 0.01, "x.clamp"),
+    (images() / 0.0, "NaN|clamp"),
+    (images()[0], r"\(1, 24, 24\)")])
+def test_what_is_not_an_image_is_refused_everywhere(wrong, message):
+    encoder = encoders.create("convnet", in_chans=1, img_size=24).eval()
+    with pytest.raises(ValueError, match=message):
+        encoders.check_images(wrong)
+    if wrong.ndim == 4:
+        with pytest.raises(ValueError, match=message):
+            encoders.embed(anything(), wrong)
+        with pytest.raises(ValueError, match=message):
+            encoders.embed(encoder, wrong)
+
+
+@pytest.mark.parametrize("call", [lambda e, x: e(x), lambda e, x: e.patch_tokens(x), lambda e, x: e.attention(x)])
+@pytest.mark.parametrize("wrong", [images().float(), images() > 127, images().short(), (images() / 255 - 0.13) / 0.31])
+def test_an_encoder_refuses_what_is_not_an_image_on_every_way_in(call, wrong):
+    encoder = encoders.create("vit", in_chans=1, img_size=24)
+    with pytest.raises(ValueError, match="an encoder takes uint8"):
+        call(encoder, wrong)
+
+
+def test_images_of_every_kind_pass():
+    encoder = encoders.create("convnet", in_chans=1, img_size=24).eval()
+    x = images()
+    for right in (x, x / 255, (x / 255).half(), (x / 255).double(), torch.zeros_like(x), x[:0] / 255):
+        encoders.check_images(right)
+    torch.testing.assert_close(encoders.embed(encoder, x / 255), encoders.embed(encoder, x))
+    encoder((x / 255 + 0.05 * torch.randn(x.shape)).requires_grad_())  # views with noise
+    assert encoders.embed(torch.nn.Linear(4, 2), torch.randn(3, 4)).shape == (3, 2)  # features, for a projector
+
+
+def test_gradients_of_single_images_still_work():
+    encoder = encoders.create("vit", in_chans=1, img_size=8, patch_size=4, depth=1).eval()
+    x = images(size=8) / 255
+    each = torch.func.vmap(torch.func.grad(lambda image: encoder(image[None]).sum()))(x)
+    one = torch.func.grad(lambda image: encoder(image[None]).sum())(x[1])
+    torch.testing.assert_close(each[1], one, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("call, error, message", [
     (lambda: encoders.create("resnet81"), ValueError, "resnet18"),
     (lambda: encoders.create("vit", img_size=30, patch_size=7), ValueError, "30 is no multiple of patch_size 7"),

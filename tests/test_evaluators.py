@@ -331,7 +331,7 @@ def test_pairing_of_scores_by_example():
     assert ours.interval[0] < base.interval[1] and difference.interval[0] > 0
     assert (
         difference == pytest.approx(20 / 800)
-        and "bootstrap" in difference.protocol
+        and "Bonett-Price" in difference.protocol
         and difference.of == "examples"
     )
     assert ev.paired_difference([0.9], [0.8]).interval is None

@@ -12,16 +12,20 @@ from torch import nn
 
 from ssl_nb import data, encoders
 from ssl_nb.data import Split
+from ssl_nb.evaluators import probes
 from ssl_nb.evaluators.probes import (
     STRENGTHS,
+    balanced_accuracy,
+    class_averages,
     finetune,
     fit_linear,
     label_efficiency,
     labelled_rows,
     linear_probe,
     seed_score,
+    split_rows,
 )
-from ssl_nb.evaluators.scores import paired_difference
+from ssl_nb.evaluators.scores import mean_score, paired_difference
 
 X, Y = load_digits(return_X_y=True)
 SPLIT = X[:1000], Y[:1000], X[1000:], Y[1000:]
@@ -106,6 +110,120 @@ def test_budgets_without_a_meaning_are_refused(budget, reason):
         labelled_rows(Y, **budget)
 
 
+# ---- the choice of the penalty
+
+
+def hidden_classes(shares, apart, rows, seed, d=32):
+    "Classes that differ in directions of little variance only, mixed by a rotation: strong penalties see one class."
+    g = torch.Generator().manual_seed(seed)
+    means, turn = torch.randn(len(shares), d, generator=g) * apart, torch.linalg.qr(torch.randn(d, d, generator=g))[0]
+    y = torch.multinomial(torch.tensor(shares), rows + 1000, True, generator=g)
+    narrow = torch.arange(d) < d // 2
+    z = torch.randn(rows + 1000, d, generator=g) + means[y] * narrow
+    x = (z * torch.where(narrow, 1.0, 10.0)) @ turn
+    return x[:rows], y[:rows], x[rows:], y[rows:]
+
+
+@pytest.mark.parametrize("shares, apart", [((0.67, 0.33), 0.45), ((0.5,) + (1 / 18,) * 9, 0.8)])
+@pytest.mark.parametrize("rows", [400, 1200])
+def test_the_search_passes_the_plateau_of_the_largest_class(shares, apart, rows):
+    split = hidden_classes(shares, apart, rows, seed=rows)
+    plateau, good = linear_probe(*split, l2=1.0), max(linear_probe(*split, l2=l2) for l2 in (1e-2, 1e-3, 1e-4))
+    chosen = linear_probe(*split)
+    assert plateau < good - 0.1 and plateau.notes["balanced_accuracy"] < 1.3 / len(shares)
+    assert chosen > good - 0.04 and chosen.notes["balanced_accuracy"] > plateau.notes["balanced_accuracy"] + 0.1
+
+
+def test_few_rows_are_each_held_out_once_and_many_in_one_part():
+    y = torch.tensor([0] * 40 + [1] * 7 + [2] * 2 + [3])
+    parts = probes._held_out(y, 0.2, seed=0)
+    held = torch.stack(parts).sum(0)
+    assert len(parts) == 5 and held[:-1].eq(1).all() and held[-1] == 0  # a class of one example is always fitted to
+    assert all(set(y[~part].tolist()) == {0, 1, 2, 3} for part in parts)
+    assert max(part.sum() for part in parts) - min(part.sum() for part in parts) <= 1
+    assert len(probes._held_out(y, 0.5, seed=0)) == 2
+    [part] = probes._held_out(torch.arange(1000) % 10, 0.2, seed=0)
+    assert part.sum() == 200 and torch.equal(part, split_rows(torch.arange(1000) % 10, 0.2, 0))
+
+
+def test_the_choice_from_100_labels_loses_little():
+    "Digits, and random features of them, as an untrained network has: mean over draws."
+    generator = torch.Generator().manual_seed(0)
+    random = torch.from_numpy(X).float() @ torch.randn(64, 128, generator=generator)
+    for x in (torch.from_numpy(X).float(), random.relu()):
+        lost = []
+        for draw in range(4):
+            rows = labelled_rows(Y[:1000], 0.1, seed=draw)
+            split = x[rows], Y[rows], x[1000:], Y[1000:]
+            lost.append(max(linear_probe(*split, l2=l2) for l2 in STRENGTHS) - linear_probe(*split, seed=draw))
+        assert np.mean(lost) < 0.015, lost
+
+
+def test_equal_accuracies_are_told_apart_by_cross_entropy():
+    x, y = clusters(200, gap=30.0)  # every strength is right about every row
+    _, _, notes = fit_linear(x, y, 4)
+    assert notes["validation"] == 1 and notes["l2"] == min(STRENGTHS)
+
+
+def test_fewer_rows_than_dimensions_are_fitted_in_their_span():
+    "The minimum is the same: its gradient vanishes in the whole space."
+    x, y = torch.randn(30, 90, generator=torch.Generator().manual_seed(0)).double() * torch.logspace(-2, 2, 90) + 5, torch.arange(30) % 3
+    weight, bias, _ = fit_linear(x, y, 3, l2=0.1)
+    z = (x - x.mean(0)) / x.std(0, correction=0)
+    w = (weight * x.std(0, correction=0)[:, None]).requires_grad_()
+    b = (bias + x.mean(0) @ weight).requires_grad_()
+    loss = nn.functional.cross_entropy(z @ w + b, y) + 0.05 * w.square().sum()
+    assert max(g.abs().max() for g in torch.autograd.grad(loss, (w, b))) < 1e-4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=60))
+def test_class_averages_are_scikit_learns(pairs):
+    import warnings
+
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    called, truth = map(np.array, zip(*pairs, strict=True))
+    found = class_averages(torch.from_numpy(called) * 3 - 7, torch.from_numpy(truth) * 3 - 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, called))
+        assert found["macro_f1"] == pytest.approx(f1_score(truth, called, average="macro"))
+    score = mean_score(called == truth, "x")
+    assert float(balanced_accuracy(score, truth)) == pytest.approx(found["balanced_accuracy"])
+
+
+def test_balanced_accuracy_of_one_answer_is_one_over_the_classes():
+    truth = np.repeat([0, 1, 2, 3], [70, 20, 6, 4])
+    score = balanced_accuracy(mean_score(truth == 0, "knn@20"), truth)
+    assert float(score) == pytest.approx(0.25) and score.protocol == "knn@20, balanced over classes"
+    assert score.interval[0] < 0.25 < score.interval[1] and len(score.samples) == 100
+
+
+@pytest.mark.parametrize("l2", [-0.1, float("nan"), float("inf")])
+def test_strengths_without_a_meaning_are_refused(l2):
+    with pytest.raises(ValueError, match="at least 0"):
+        linear_probe(*SPLIT, l2=l2)
+    with pytest.raises(ValueError, match="at least 0"):
+        linear_probe(*SPLIT, strengths=(0.1, l2))
+    with pytest.raises(ValueError, match="empty"):
+        linear_probe(*SPLIT, strengths=())
+
+
+# ---- the online probe
+
+
+def test_online_score_leaves_every_submodule_in_its_mode():
+    "Batch norm that was frozen stays frozen in the middle of training, and dropout goes on."
+    probe = probes.OnlineProbe(8, 3)
+    probe.normalize.eval()
+    probe.score(torch.randn(20, 8), torch.arange(20) % 3)
+    assert probe.training and probe.linear.training and not probe.normalize.training
+    with pytest.raises(ValueError):
+        probe.score(torch.full((20, 8), float("nan")), torch.arange(20) % 3)
+    assert probe.training and not probe.normalize.training
+
+
 # ---- the curve
 
 
@@ -118,15 +236,18 @@ def test_all_labels_are_the_linear_probe():
 
 
 def test_each_sample_is_a_probe_on_its_rows():
-    curve = label_efficiency(*SPLIT, fractions=(0.02, 0.3), seeds=3, seed=5)
+    curve = label_efficiency(*SPLIT, fractions=(0.02, 0.1), seeds=3, seed=5)
     x, y, *test = SPLIT
     for draw in range(3):
         rows = labelled_rows(y, 0.02, seed=5 + draw).numpy()
         assert curve["2%"].samples[draw] == linear_probe(x[rows], y[rows], *test, l2=0.1)
-        rows = labelled_rows(y, 0.3, seed=5 + draw).numpy()
-        assert curve["30%"].samples[draw] == linear_probe(x[rows], y[rows], *test, seed=5 + draw)
+        rows = labelled_rows(y, 0.1, seed=5 + draw).numpy()
+        alone = linear_probe(x[rows], y[rows], *test, seed=5 + draw)
+        assert curve["10%"].samples[draw] == alone
+        for name in ("l2", "balanced_accuracy", "macro_f1"):
+            assert curve["10%"].notes[name][draw] == alone.notes[name]
     assert curve["2%"].notes["l2"] == [0.1] * 3 and "l2 0.1" in curve["2%"].protocol
-    assert "chosen on 20% of them" in curve["30%"].protocol
+    assert "chosen on 20% of them" in curve["10%"].protocol
     assert float(curve["2%"]) == pytest.approx(np.mean(curve["2%"].samples))
 
 

@@ -2,10 +2,12 @@
 
 # %% auto #0
 __all__ = ['bootstrap', 'Score', 'mean_score', 'table', 'paired_difference', 'seed_score', 'holm', 'comparisons',
-           'check_features', 'check_labels', 'measured', 'accumulator']
+           'check_features', 'check_labels', 'measured', 'accumulator', 'unit_rows', 'rounding']
 
 # %% ../../nbs/evaluators/01_scores.ipynb #25044903
 import math
+import warnings
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -23,8 +25,9 @@ def bootstrap(values: Float[Tensor, "n ..."],  # one value (or row) for each exa
              ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over examples (Efron 1979).
 
-    Too narrow for fewer than about 20 examples, and of width zero where all values are equal.
-    Raises `ValueError` for fewer than two values, or values that are not finite.
+    Too narrow for fewer than about 20 examples and for shares near 0 or 1 (`mean_score` takes Wilson's interval
+    for those), and of width zero where all values are equal. Raises `ValueError` for fewer than two values, or
+    values that are not finite.
     """
     values = _to_numpy(values)
     if len(values) < 2:
@@ -50,7 +53,22 @@ def _to_numpy(values) -> np.ndarray:
         raise ValueError("values hold NaN or infinity; remove those examples or mend what made them.")
     return values
 
-# %% ../../nbs/evaluators/01_scores.ipynb #287f4f13
+# %% ../../nbs/evaluators/01_scores.ipynb #3cdd383a
+def _wilson(values: Float[Tensor, "n"], n: float, z: float) -> tuple[float, float]:
+    "Interval of the mean of zeros and ones (Wilson 1927)."
+    share = values.mean()
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return (0.0 if share == 0 else float(low)), (1.0 if share == 1 else float(high))  # exact, as in the equation
+
+# %% ../../nbs/evaluators/01_scores.ipynb #fa9b0236
+def _share_difference(values: Float[Tensor, "n"], n: float, z: float) -> tuple[float, float]:
+    "Interval of the mean of paired differences -1, 0 and 1 (Bonett and Price 2012)."
+    up, down = ((n * (values == sign).mean() + 1) / (n + 2) for sign in (1, -1))
+    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return float(max(up - down - half, -1)), float(min(up - down + half, 1))
+
+# %% ../../nbs/evaluators/01_scores.ipynb #d1629d95
 class Score(float):
     """A measured number with its protocol and, where something was sampled, an interval.
 
@@ -59,13 +77,13 @@ class Score(float):
     def __new__(cls, value,  # the number
                 protocol: str = "score",  # name and settings, such as "knn@20 (t 0.07)"
                 interval: tuple[float, float] | None = None,  # (low, high) at 95 %
-                of: str | None = None,  # what was sampled: "examples", "seeds" or None
+                of: str | None = None,  # what was sampled: "examples", "groups", "seeds" or None
                 samples=None,  # the value of each example or seed, for paired comparisons
-                **notes,  # what was found on the way, such as the chosen regularisation
+                **notes,  # what was found on the way, such as the chosen regularization
                ):
         self = super().__new__(cls, value)
         self.protocol, self.interval, self.of = protocol, interval, of
-        self.samples, self.notes = samples, notes
+        self.samples, self.groups, self.notes = samples, None, notes
         return self
 
     def __repr__(self):
@@ -77,21 +95,87 @@ class Score(float):
         low, high = self.interval or (math.nan, math.nan)
         return dict(protocol=self.protocol, value=float(self), low=low, high=high, of=self.of)
 
+    def over(self, groups) -> "Score":  # groups: (n,) one name or number for each example, such as the patient of each image
+        """The same score with an interval over whole groups of examples that are not independent.
+
+        `paired_difference` and `comparisons` of such scores keep to the groups. Raises `ValueError` for fewer than two
+        groups, and for a score that is not the mean of its `samples`.
+        """
+        if self.samples is None or not np.isclose(_pair(self).mean(), self, rtol=1e-6, atol=1e-9):
+            raise ValueError(f"{self.protocol} is not a mean of one value for each example (`samples`), so no groups of "
+                             "examples can be resampled; use a score such as that of knn or linear_probe.")
+        codes = _codes(groups, len(self.samples))
+        score = Score(self, self.protocol, _interval(_pair(self), codes), "groups", self.samples, **self.notes)
+        score.groups = codes
+        return score
+
 # %% ../../nbs/evaluators/01_scores.ipynb #2accc56b
 def _short(value: float) -> str:
     "Three decimals, or three significant digits where those would read 0.000."
     value = float(value)
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
 
+def _pair(side) -> np.ndarray:
+    "The values behind one side of a comparison."
+    values = _to_numpy(side.samples if isinstance(side, Score) and side.samples is not None else side)
+    if values.ndim == 0: values = values[None]
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values to pair must be one row of numbers, got shape {values.shape}.")
+    return values
+
 # %% ../../nbs/evaluators/01_scores.ipynb #3e3f4730
 def mean_score(values: Float[Tensor, "n"],  # one value for each example
                protocol: str,
                **notes,
               ) -> Score:
-    "Mean over examples with its bootstrap interval; one example alone has no interval."
+    """Mean over examples with its 95 % interval: Wilson's for values 0 and 1, else a percentile bootstrap.
+
+    One example alone has no interval, nor have equal values other than 0 and 1.
+    """
     values = _to_numpy(values)
-    interval = bootstrap(values) if len(values) > 1 else None
-    return Score(values.mean(), protocol, interval, "examples", values, **notes)
+    return Score(values.mean(), protocol, _interval(values), "examples", values, **notes)
+
+def _interval(values, codes=None, shares=None, level=0.95, n=1000, seed=0):
+    "(low, high) of a mean over examples, or over groups of them; `shares`: its formula for zeros and ones."
+    if len(values) < 2: return None
+    shares = shares or (_wilson if _is_share(values) else None)
+    if shares:
+        if codes is None: return shares(values, len(values), NormalDist().inv_cdf((1 + level) / 2))
+        return shares(values, _effective(values, codes), _student_t(codes.max(), level))
+    units, ratio = values, "mean"
+    if codes is not None:
+        units, ratio = np.stack([np.bincount(codes, values), np.bincount(codes)], 1), lambda u: u[:, 0].sum() / u[:, 1].sum()
+    low, high = bootstrap(units, ratio, n, seed, level)
+    return None if low == high else (low, high)
+
+def _is_share(values) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+def _student_t(freedom: int, level: float) -> float:
+    "Two-sided quantile of Student's t."
+    from scipy.special import stdtrit
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+# %% ../../nbs/evaluators/01_scores.ipynb #ed5245b9
+def _codes(groups, rows: int) -> np.ndarray:
+    "Groups of any names as 0, 1, ..., one for each example."
+    groups = np.asarray(groups.detach().cpu() if isinstance(groups, Tensor) else groups)
+    if groups.shape != (rows,):
+        raise ValueError(f"groups have shape {groups.shape}; needed: one for each of the {rows} examples.")
+    codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    if codes.max() < 1: raise ValueError(f"all {rows} examples are of one group; an interval over groups needs 2 or more.")
+    return codes
+
+def _effective(values, codes) -> float:
+    "Number of independent examples with the same variance of the mean, at most n; the groups where nothing varies."
+    if (values == values[0]).all(): return codes.max() + 1
+    variance = _variance(values, codes)
+    return min(len(values), values.var() / variance) if variance else len(values)
+
+def _variance(values, codes) -> float:
+    "Variance of the mean over groups; with one example in each, the usual one."
+    count = codes.max() + 1
+    return count / (count - 1) * np.square(np.bincount(codes, values - values.mean())).sum() / len(values) ** 2
 
 # %% ../../nbs/evaluators/01_scores.ipynb #cfee8f1f
 def table(scores,  # a list of scores, or a dictionary: name of the features -> list of scores
@@ -105,37 +189,36 @@ def table(scores,  # a list of scores, or a dictionary: name of the features -> 
 # %% ../../nbs/evaluators/01_scores.ipynb #2406cbe5
 def paired_difference(ours,  # a Score with its samples, or one number for each seed or example
                       baseline,  # the same for the other side, in the same order
-                      of: str | None = None,  # "seeds" or "examples"; None: as the scores say, else "seeds"
-                      n: int = 1000,  # resamples of the bootstrap over examples
+                      of: str | None = None,  # "seeds", "examples" or "groups"; None: as the scores say, else "seeds"
+                      n: int = 1000,  # resamples, where a bootstrap is needed
                       seed: int = 0,
                       level: float = 0.95,
                      ) -> Score:
     """Mean of ours - baseline, paired value by value, with an interval.
 
-    Student's t over seeds, bootstrap over examples; the protocol of the result says which. One pair alone
-    gives no interval. Raises `ValueError` where the two cannot be paired.
+    Student's t over seeds; over examples, or the groups given to `Score.over` on either side, Bonett and Price (2012) for
+    zeros and ones, else the bootstrap. One pair alone, or differences that are all equal, give no interval. Warns
+    for fewer than three seeds. Raises `ValueError` where the two cannot be paired.
     """
-    of = of or getattr(ours, "of", None) or "seeds"
-    if of not in ("seeds", "examples"): raise ValueError(f"of={of!r} must be 'seeds' or 'examples'.")
-    difference = _pair(ours) - _same_length(_pair(ours), _pair(baseline))
-    count, mean = len(difference), difference.mean()
-    if count == 1: return Score(mean, f"paired difference (1 of {of}, no interval)", None, of, difference)
-    if of == "examples":
-        return Score(mean, f"paired difference ({count} examples, bootstrap)",
-                     bootstrap(difference, n=n, seed=seed, level=level), of, difference)
-    half = _student_t(count - 1, level) * difference.std(ddof=1) / math.sqrt(count)
-    interval = float(mean - half), float(mean + half)
-    return Score(mean, f"paired difference ({count} seeds, t)", interval, of, difference)
+    codes = _shared_groups(ours, baseline)
+    of = of or ("groups" if codes is not None else getattr(ours, "of", None)) or "seeds"
+    if of not in ("seeds", "examples", "groups"): raise ValueError(f"of={of!r} must be 'seeds', 'examples' or 'groups'.")
+    if of != "groups": codes = None
+    elif codes is None: raise ValueError("of='groups' needs the groups of the examples: pass scores after .over(groups).")
+    a = _pair(ours)
+    b = _same_length(a, _pair(baseline))
+    difference = _difference(a, b)
+    if of == "seeds": interval = _seed_interval(difference, level)
+    else:
+        shares = _share_difference if _is_share(a) and _is_share(b) else None
+        interval = _interval(difference, codes, shares, level, n, seed)
+    count = len(a) if codes is None else codes.max() + 1
+    how = "no interval" if interval is None else "t" if of == "seeds" else "Bonett-Price" if shares else "bootstrap"
+    score = Score(difference.mean(), f"paired difference ({count} {of}, {how})", interval, of, difference)
+    score.groups = codes
+    return score
 
 # %% ../../nbs/evaluators/01_scores.ipynb #9acf8580
-def _pair(side) -> np.ndarray:
-    "The values behind one side of a comparison."
-    values = _to_numpy(side.samples if isinstance(side, Score) and side.samples is not None else side)
-    if values.ndim == 0: values = values[None]
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"values to pair must be one row of numbers, got shape {values.shape}.")
-    return values
-
 def _same_length(ours: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     "The baseline's values, if they can be paired with ours."
     if len(ours) != len(baseline):
@@ -143,36 +226,55 @@ def _same_length(ours: np.ndarray, baseline: np.ndarray) -> np.ndarray:
                          "use the same seeds or the same test examples, in the same order.")
     return baseline
 
-def _student_t(freedom: int, level: float) -> float:
-    "Two-sided quantile of Student's t."
-    from scipy.special import stdtrit
-    return float(stdtrit(freedom, (1 + level) / 2))
+def _difference(ours: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    "Ours - baseline; where these differ from each other by rounding only, all the same."
+    found, rounding = ours - baseline, 8 * np.finfo(np.float64).eps * max(np.abs(ours).max(), np.abs(baseline).max())
+    return np.full_like(found, found[0]) if np.ptp(found) <= rounding else found
 
-# %% ../../nbs/evaluators/01_scores.ipynb #69ea4e02
+def _shared_groups(ours, baseline):
+    "The groups that either side carries; an error if they differ."
+    a, b = (getattr(side, "groups", None) for side in (ours, baseline))
+    if a is not None and b is not None and not np.array_equal(a, b):
+        raise ValueError("the two scores were given different groups; call .over() with the same groups on both.")
+    return b if a is None else a
+
+def _seed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    "Student's t interval of the mean; None for one value, or equal values."
+    count, mean = len(values), values.mean()
+    if count < 3:
+        warnings.warn(f"{count} seed{'s' * (count > 1)}: too few to know their scatter; run 3 or more, better 5.", stacklevel=3)
+    if count < 2 or (values == values[0]).all(): return None
+    half = _student_t(count - 1, level) * values.std(ddof=1) / math.sqrt(count)
+    return float(mean - half), float(mean + half)
+
+
+
+# %% ../../nbs/evaluators/01_scores.ipynb #a8894426
 def seed_score(values,  # one number for each seed
                protocol: str,
                **notes,
               ) -> Score:
-    "Mean over seeds with Student's t interval; one seed alone has none."
-    values = _pair(values)
-    return Score(values.mean(), protocol, paired_difference(values, np.zeros(len(values)), of="seeds").interval, "seeds", values, **notes)
+    "Mean over seeds with Student's t interval; none for one seed or equal values. Warns for fewer than three seeds."
+    values = _difference(_pair(values), np.zeros(1))
+    return Score(values.mean(), protocol, _seed_interval(values), "seeds", values, **notes)
 
 # %% ../../nbs/evaluators/01_scores.ipynb #5fb2ef5b
 def holm(p_values: Float[Tensor, "m"]) -> np.ndarray:  # (m,), in the order given
-    "p-values corrected for their number (Holm 1979)."
-    p = _to_numpy(p_values)
+    "p-values corrected for their number (Holm 1979). NaN stays NaN and counts in the number."
+    p = np.asarray(p_values.detach().cpu() if isinstance(p_values, Tensor) else p_values, np.float64)
     if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(f"p-values must be one row of numbers in [0, 1], got {p}.")
-    order = p.argsort()
+    order = p.argsort()  # NaN last
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return stepped[order.argsort()]
 
 def comparisons(scores: dict,  # name -> Score with its samples, or the value of each seed or example, in the same order
                 of: str | None = None,  # as in `paired_difference`
                ):
-    """Every pair as a `pandas.DataFrame`: ours, baseline, difference, low, high, p (paired t), p_holm.
+    """Every pair as a `pandas.DataFrame`: ours, baseline, difference, low, high, of, p (paired t), p_holm.
 
-    The intervals are those of `paired_difference` and are not corrected; judge by `p_holm`. One pair of values
-    has no p. Raises `ValueError` as `paired_difference` does.
+    The intervals are those of `paired_difference` and are not corrected; judge by `p_holm`. Over groups, p is by the
+    variance between groups. It is NaN for one pair of values and where all differences are equal, but 1 for two that
+    agree on every example. Raises `ValueError` as `paired_difference` does.
     """
     from itertools import combinations
 
@@ -181,29 +283,30 @@ def comparisons(scores: dict,  # name -> Score with its samples, or the value of
     for ours, baseline in combinations(scores, 2):
         gap = paired_difference(scores[ours], scores[baseline], of)
         low, high = gap.interval or (math.nan, math.nan)
-        rows.append(dict(ours=ours, baseline=baseline, difference=float(gap), low=low, high=high, of=gap.of, p=_p_value(gap.samples)))
+        rows.append(dict(ours=ours, baseline=baseline, difference=float(gap), low=low, high=high, of=gap.of, p=_p_value(gap)))
     found = pd.DataFrame(rows, columns=["ours", "baseline", "difference", "low", "high", "of", "p"])
-    known = found.p.notna()
-    return found.assign(p_holm=pd.Series(holm(found.p[known]), found.index[known]).reindex(found.index))
+    return found.assign(p_holm=holm(found.p.to_numpy(float)))
 
-def _p_value(difference: np.ndarray) -> float:
-    "Two-sided paired t-test; 1 where nothing differs, NaN for one pair."
+def _p_value(gap: Score) -> float:
+    "Two-sided paired t-test, over groups if there are any."
     from scipy.special import stdtr
-    if len(difference) < 2: return math.nan
-    mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(difference))
-    if error == 0: return float(mean == 0)
-    return float(2 * stdtr(len(difference) - 1, -abs(mean / error)))
+    codes = np.arange(len(gap.samples)) if gap.groups is None else gap.groups
+    error = math.sqrt(_variance(gap.samples, codes)) if codes.max() else 0.0
+    if error and np.ptp(gap.samples): return float(2 * stdtr(codes.max(), -abs(gap / error)))
+    return 1.0 if gap.of != "seeds" and codes.max() and not gap.samples.any() else math.nan
 
 # %% ../../nbs/evaluators/01_scores.ipynb #329dfe7d
 def check_features(features: Float[Tensor, "n d"],  # any dtype and device; numpy arrays too
                    labels: Int[Tensor, "n"] | None = None,
                    min_rows: int = 2,
                    name: str = "features",  # for the error message
+                   any_scale: bool = False,  # the caller can cope with float64 features beyond 1e75 or below 1e-75
                   ):
     """Detached floating features (float32, or float64 if given so); with labels, the pair (features, labels).
 
-    Half precision and small integers become float32, wide integers float64. Raises `ValueError` for anything
-    that is not a matrix of finite real numbers with at least `min_rows` rows, and for labels that do not fit.
+    Half precision and small integers become float32; wide integers, and float32 whose largest entry is above 1e12
+    or below 1e-12, float64. Raises `ValueError` for anything that is not a matrix of finite real numbers with at
+    least `min_rows` rows, for entries that are too large or too small to multiply, and for labels that do not fit.
     """
     x = features.detach() if isinstance(features, Tensor) else _from_array(features)
     if x.ndim != 2:
@@ -214,15 +317,23 @@ def check_features(features: Float[Tensor, "n d"],  # any dtype and device; nump
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{name} are {x.dtype}; pass real numbers, for example with .float().")
     if x.dtype not in (torch.float32, torch.float64): x = x.to(_wider(x.dtype))
-    if not x.sum().isfinite():  # one pass, no copy: NaN and infinity survive it (huge values may overflow)
+    largest = max(abs(end.item()) for end in torch.aminmax(x))  # one pass, no copy; NaN if any entry is
+    if not math.isfinite(largest):
         bad = (~x.isfinite()).any(1).nonzero().flatten()
-        if len(bad):
-            where = f"{len(bad)} of {len(x)} rows (first: row {bad[0]})"
-            raise ValueError(f"{name} hold NaN or infinity in {where}; "
-                             "drop these rows, or look for the step at which the encoder diverged.")
+        where = f"{len(bad)} of {len(x)} rows (first: row {bad[0]})"
+        raise ValueError(f"{name} hold NaN or infinity in {where}; "
+                         "drop these rows, or look for the step at which the encoder diverged.")
+    if largest and not 1e-12 < largest < 1e12: x = _rescuable(x, largest, name, any_scale)
     return x if labels is None else (x, check_labels(labels, len(x), name).to(x.device))
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a415b3dd
+def _rescuable(x: Tensor, largest: float, name: str, any_scale: bool) -> Tensor:
+    "In float64, which can hold the squares."
+    if x.device.type == "mps" or not (any_scale or 1e-75 < largest < 1e75):
+        raise ValueError(f"{name} have {largest:.1e} as their largest entry, so that products of entries leave the range "
+                         f"of {x.dtype}; divide them by a constant such as {largest:.1e}.")
+    return x.double()
+
 def _wider(dtype: torch.dtype) -> torch.dtype:
     "The smaller of float32 and float64 that holds every value of `dtype`."
     return torch.float64 if dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64) else torch.float32
@@ -249,3 +360,22 @@ def measured(evaluator):
 def accumulator(x: Tensor) -> torch.dtype:
     "Type in which sums over `x` are kept: float64, or float32 on a device without it (Apple's MPS)."
     return torch.float32 if x.device.type == "mps" else torch.float64
+
+# %% ../../nbs/evaluators/01_scores.ipynb #7b0ba4ca
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    "Rows scaled to length 1 whatever their scale; rows of zeros stay zero."
+    x = x / _or_one(x.abs().amax(1, keepdim=True))
+    return x.div_(_or_one(x.norm(dim=1, keepdim=True)))
+
+def _or_one(size: Tensor) -> Tensor:
+    return size.masked_fill_(size == 0, 1)
+
+# %% ../../nbs/evaluators/01_scores.ipynb #c70cd418
+def rounding(dtype,  # of the features as they were given: a torch or numpy dtype
+             n: int, d: int) -> float:
+    "Share of the largest singular value, the mean included, below which rounding explains a direction of an (n, d) matrix."
+    name = str(dtype).removeprefix("torch.")
+    if name in ("float16", "bfloat16"):
+        stored = torch.finfo(getattr(torch, name)).eps * (n ** -0.5 + d ** -0.5)
+        return max(stored, rounding("float32", n, d))
+    return torch.finfo(torch.float32 if name == "float32" else torch.float64).eps * max(n, d) ** 0.5
