@@ -166,7 +166,9 @@ def leep(probabilities: Float[Tensor, "n z"],  # of the classes of a source clas
     classes, y = y.unique(return_inverse=True)
     joint = p.new_zeros(len(classes), p.shape[1]).index_add_(0, y, p)
     given = joint / joint.sum(0).clamp(min=torch.finfo(p.dtype).tiny)  # a source class that never occurs says nothing
-    return mean_score((given[y] * p).sum(1).log(), f"leep ({p.shape[1]} source classes)")
+    values, name = (given[y] * p).sum(1).clamp(max=1).log(), f"leep ({p.shape[1]} source classes)"
+    if not values.any(): return Score(0.0, name, None, "examples", values.cpu().numpy())  # zeros are no shares here
+    return mean_score(values, name)
 
 # %% ../../nbs/evaluators/07_transferability.ipynb #b996c14a
 def adapt(images: Tensor,  # (n, c, h, w), bytes or floats in [0, 1]
