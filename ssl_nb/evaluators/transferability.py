@@ -21,8 +21,8 @@ from .spectrum import decompose
 def log_me(features: Float[Tensor, "n d"],
            labels: Int[Tensor, "n"] | Float[Tensor, "n t"],  # classes, or t columns of real targets
            exact: bool = True,  # the evidence; False: as the authors' `_fit_fixed_point`, which differs where the rank is below d
-           tolerance: float = 1e-4,  # relative change of alpha / beta at which a column stops
-           iterations: int = 100,
+           tolerance: float = 1e-6,  # relative change of alpha / beta at which a column stops
+           iterations: int = 1000,
            block: int = 4096,  # rows turned to float64 at a time
           ) -> Score:
     """LogME: log evidence of the labels under Bayesian linear regression, per example (You et al. 2021).
