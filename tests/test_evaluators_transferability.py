@@ -340,7 +340,7 @@ def test_leep_is_its_definition(n, sources, seed):
 
 def test_leep_in_the_limits():
     y = np.arange(60) % 4
-    assert leep(np.eye(4)[y], y) == 0 and leep(np.full((60, 5), 0.2), y) == pytest.approx(-np.log(4))
+    assert leep(np.eye(4)[y], y) == 0 and leep(np.eye(4)[y], y).interval is None and leep(np.full((60, 5), 0.2), y) == pytest.approx(-np.log(4))
     assert leep(np.eye(4)[y // 2], y) == pytest.approx(-np.log(2))
     empty = np.c_[np.eye(4)[y], np.zeros(60)]  # a source class that never occurs
     assert leep(empty, y) == 0
