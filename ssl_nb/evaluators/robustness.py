@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .neighbours import check_pair, nearest
 from .probes import fit_linear
-from .scores import Score, accumulator, check_features, mean_score, measured
+from .scores import Score, accumulator, check_features, mean_score, measured, unit_rows
 from ..spelling import unknown
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #b65bff11
@@ -131,7 +131,7 @@ def knn_score(features: Float[Tensor, "q d"],
     "Minus the distance of L2-normalised features to the k-th nearest of the bank (Sun et al. 2022)."
     features, bank = check_pair(features, bank)
     neighbour = nearest(features, bank, k)[1][:, -1]
-    return -(F.normalize(features, dim=1) - F.normalize(bank[neighbour], dim=1)).norm(dim=1)  # exact where it is near 0
+    return -(unit_rows(features) - unit_rows(bank[neighbour])).norm(dim=1)  # exact where it is near 0
 
 @measured
 def max_softmax(features: Float[Tensor, "q d"],
@@ -423,7 +423,7 @@ def odd_one_out(a: Float[Tensor, "n d"],  # a and b belong together
     if len({x.shape for x in sides}) > 1:
         raise ValueError("the three sets of features have shapes " + ", ".join(str(tuple(x.shape)) for x in sides)
                          + "; row i of each must belong to image i.")
-    a, b, odd = (F.normalize(x.to(accumulator(x)), dim=1) for x in sides)
+    a, b, odd = (unit_rows(x.to(accumulator(x))) for x in sides)
     cosines = torch.stack([(a * b).sum(1), (a * odd).sum(1), (b * odd).sum(1)], 1)
     best = cosines >= cosines.amax(1, keepdim=True) - 1e-6
     return best[:, 0].to(a.dtype) / best.sum(1)
