@@ -284,7 +284,8 @@ def cknna(x: Float[Tensor, "n d"],
          ) -> Score:
     """Centered kernel nearest-neighbor alignment (Huh et al. 2024): debiased CKA of the pairs that are near on both sides.
 
-    At most 1; about 0, also below it, for unrelated features. As the authors' code, with unit rows. Raises `ValueError` as `mutual_knn`
+    About 0, also below it, for unrelated features. As the authors' code, with unit rows. Being a neighbor is not mutual, so swapping x and y
+    may change it a little. Raises `ValueError` as `mutual_knn`
     does, and where the neighbors of a side give no positive norm (k too small).
     """
     x, y = check_same_rows(x, y, 4)
