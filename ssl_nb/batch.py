@@ -108,8 +108,9 @@ def _finite(z: Tensor) -> bool:
 def check_embeddings(
     *z: Tensor,  # embeddings of several views, each (n, d)
     min_rows: int = 2,  # the fewest examples for which the objective is defined
+    min_width: int = 1,  # the fewest columns; 2 for objectives of directions
 ):
-    "Raise ValueError unless all of `z` are finite floating (n, d) tensors of one shape with n >= min_rows."
+    "Raise ValueError unless `z` are finite floating (n, d) tensors of one shape, n >= min_rows and d >= min_width."
     for i, t in enumerate(z):
         if t.ndim != 2 or not t.is_floating_point():
             raise ValueError(f"embeddings {i} are {t.dtype} of shape {tuple(t.shape)}, but an objective compares "
@@ -121,6 +122,9 @@ def check_embeddings(
         if len(t) < min_rows:
             raise ValueError(f"the batch has {len(t)} example(s), but this objective is defined from {min_rows} "
                              "on; use a larger batch (and drop_last=True in the loader)")
+        if t.shape[1] < min_width:
+            raise ValueError(f"the embeddings have width {t.shape[1]}, but this objective needs {min_width} or more: "
+                             "with fewer its gradient is zero whatever the network does; widen the projector")
         if t.device.type == "cpu" and not _finite(t.detach()):
             bad = int((~t.isfinite()).any(1).sum())
             raise NotFiniteError(f"embeddings {i} hold NaN or infinity in {bad} of {len(t)} rows, so the loss would be "
@@ -165,5 +169,6 @@ class _UnitRows(torch.autograd.Function):
 def unit_rows(
     z: Float[Tensor, "n d"],
 ) -> Float[Tensor, "n d"]:
-    "Every row divided by its L2 norm; a row of zeros stays zero and gets no gradient."
+    """Every row divided by its L2 norm, for lengths from 1e-18 to 1e18 (float32); a row of zeros stays zero and gets
+    no gradient."""
     return _UnitRows.apply(z)

@@ -17,21 +17,24 @@ from .data import cache_folder
 
 # %% ../nbs/core/02a_cache.ipynb #0c734b3c
 def digest(
-    *content,  # tensors, text, numbers, or dictionaries of them
+    *content,  # tensors, text, numbers, None, or dictionaries, lists and tuples of them
 ) -> str:  # 64 hexadecimal digits
-    "SHA-256 of values, types, shapes and names, in the order given."
+    "SHA-256 of values, types, shapes and names, in the order given. Raises `TypeError` for anything else."
     found = hashlib.sha256()
     for part in content: _add(found, part)
     return found.hexdigest()
 
 def _add(found, part):
-    if isinstance(part, dict):
-        for name, value in part.items(): _add(found, name), _add(found, value)
+    if isinstance(part, dict): part = [pair for item in part.items() for pair in item]
+    if isinstance(part, list | tuple):
+        found.update(f"of {len(part)}\0".encode())  # where it ends: [[a], b] is not [[a, b]]
+        for one in part: _add(found, one)
     elif isinstance(part, Tensor):
         x = part.detach().cpu().contiguous()
-        found.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        found.update(f"{x.dtype} {tuple(x.shape)}\0".encode())
         found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))
-    else: found.update(f"{type(part).__name__} {part!r}\0".encode())
+    elif isinstance(part, str | int | float | bool | None): found.update(f"{type(part).__name__} {part!r}\0".encode())
+    else: raise TypeError(f"cannot take the digest of {type(part).__name__}: its text need not show all that it holds; pass tensors, text or numbers")
 
 # %% ../nbs/core/02a_cache.ipynb #1cae7e3d
 def keep(

@@ -81,6 +81,7 @@ def test_full_precision_on_a_module_without_tensor_arguments():
     ((torch.zeros(4, 4, dtype=torch.int64),), "torch.int64"),
     ((torch.zeros(4, 4), torch.tensor([[float("nan")] * 4] + [[0.0] * 4] * 3)), "1 of 4 rows"),
     ((torch.full((4, 4), float("-inf")),), "4 of 4 rows"),
+    ((torch.zeros(4, 0),), "width 0"),
 ])  # fmt: skip
 def test_check_embeddings_says_what_and_how_to_mend(z, words):
     with pytest.raises(ValueError) as e:
@@ -91,6 +92,9 @@ def test_check_embeddings_says_what_and_how_to_mend(z, words):
 def test_check_embeddings_accepts():
     check_embeddings(torch.zeros(2, 3), torch.ones(2, 3))
     check_embeddings(torch.zeros(1, 3), min_rows=1)
+    check_embeddings(torch.zeros(2, 1), min_width=1)
+    with pytest.raises(ValueError, match="width 1"):
+        check_embeddings(torch.zeros(2, 1), min_width=2)
     check_embeddings(torch.full((8, 8), 3e38))  # its sum overflows, its entries are finite
     check_embeddings(torch.full((2, 2), float("nan"), device="meta"))  # no look inside on other devices
 
@@ -108,3 +112,14 @@ def test_unit_rows_is_normalize_with_a_calm_zero():
     dead = torch.zeros(2, 3, requires_grad=True)
     unit_rows(dead).sum().backward()
     assert torch.equal(dead.grad, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("length", [1e-17, 1e-6, 1.0, 1e6, 1e17])
+def test_unit_rows_of_any_length(length):
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    x = (length * z).requires_grad_()
+    unit_rows(x)[:, 0].sum().backward()
+    exact = z.double().requires_grad_()
+    unit_rows(exact)[:, 0].sum().backward()
+    assert torch.allclose(unit_rows(x), unit_rows(exact).float(), atol=1e-6)
+    assert torch.allclose(length * x.grad, exact.grad.float(), atol=1e-6)

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from ssl_nb import evaluators as ev
 from ssl_nb.evaluators.neighbours import top_k
+from ssl_nb.evaluators.scores import rounding
 
 X, Y = load_digits(return_X_y=True)
 SPLIT = X[:1000], Y[:1000], X[1000:], Y[1000:]
@@ -243,7 +244,7 @@ def test_perfect_and_chance():
 def test_probe_chooses_on_train_only():
     a = ev.linear_probe(*SPLIT)
     b = ev.linear_probe(*SPLIT[:2], SPLIT[2].copy(), (SPLIT[3] + 1) % 10)
-    assert a.notes == b.notes and a.notes["l2"] in (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+    assert all(a.notes[name] == b.notes[name] for name in ("l2", "validation")) and a.notes["l2"] in (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
     assert (
         "chosen on 20% of train" in a.protocol
         and "offline_linear (l2 0.1)" == ev.linear_probe(*SPLIT, l2=0.1).protocol
@@ -388,6 +389,15 @@ def test_any_shape_and_dtype(evaluate, n, d, seed, dtype):
     got, plain = (torch.as_tensor(evaluate(x), dtype=torch.float64) for x in (z, z.double()))
     if evaluate in (EVERY["knn"], EVERY["linear_probe"]):  # equal similarities may come in any order
         assert 0 <= got <= 1 and 0 <= plain <= 1
+    elif evaluate in (EVERY["rankme"], EVERY["effective_rank"]):
+        assert got == evaluate(ev.spectrum(z) * 1)
+    elif evaluate in (EVERY["spectrum"], EVERY["log_spectrum"]):  # what rounding to the dtype explains is zero
+        zero = 0 if evaluate is EVERY["spectrum"] else -math.inf
+        torch.testing.assert_close(got, plain.where(got != zero, got), rtol=1e-4, atol=1e-4)
+        share = rounding(dtype, n, d) * (1 if evaluate is EVERY["spectrum"] else math.sqrt(n))  # rows of length 1
+        size = ev.spectrum(z.double())[0] if evaluate is EVERY["spectrum"] else 1 / math.sqrt(n - 1)
+        lost = plain[got == zero] if evaluate is EVERY["spectrum"] else (plain[got == zero] / 2).exp()
+        assert (lost <= 1.01 * share * size).all()
     else:
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
 

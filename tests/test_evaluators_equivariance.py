@@ -279,3 +279,40 @@ Z = randn(40, 3)
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# ---- two averages, and factors that do not vary
+
+
+def test_sies_formula_compares_with_one_scalar_mean():
+    z, turned, circle, objects = turning(spread=0.5)
+    y = circle * torch.tensor([1.0, 3.0]) + torch.tensor([0.0, 5.0])
+    columns, sie = (equivariance_r2(z, turned, y, objects, average=average) for average in ("columns", "sie"))
+    x, target, groups, held_out = _check_pairs(z, turned, y, objects, 0, 0.25)
+    x, train = _standardise(x, ~held_out).double().numpy(), ~held_out.numpy()
+    predicted = Ridge(alpha=sie.notes["strength"] * train.sum()).fit(x[train], target[train]).predict(x[~train])
+    truth = target[~train].numpy()
+    assert columns == pytest.approx(r2_score(truth, predicted), abs=1e-5)
+    assert sie == pytest.approx(1 - np.square(truth - predicted).sum() / np.square(truth - truth.mean()).sum(), abs=1e-5)
+    assert "mean over parameters" in columns.protocol and "SIE's, one scalar mean" in sie.protocol
+    np.testing.assert_allclose(columns.notes["each"], sie.notes["each"])
+    assert sie.interval[0] < sie < sie.interval[1]
+
+
+def test_the_two_averages_agree_for_one_parameter_and_differ_by_the_means():
+    z, turned, circle, objects = turning()
+    one = [float(equivariance_r2(z, turned, circle[:, :1] + 7, objects, average=average)) for average in ("columns", "sie")]
+    assert one[0] == pytest.approx(one[1], abs=1e-9)
+    apart = randn(len(z), 2, seed=3) + torch.tensor([10.0, 0.0])
+    columns, sie = (equivariance_r2(randn(len(z), 3), randn(len(z), 3), apart, objects, average=average) for average in ("columns", "sie"))
+    assert columns < 0.05 and sie > 0.9  # nothing is known but the means
+    with pytest.raises(ValueError, match="'columns' and 'sie'"):
+        equivariance_r2(z, turned, circle, objects, average="all")
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_factor_that_does_not_vary_is_refused(where):
+    factors = [randn(40, 2), randn(20, 2)]
+    factors[where][:, 1] = 0.3
+    with pytest.raises(ValueError, match=r"columns \[1\] of (train|test)_factor do not vary"):
+        factor_r2(randn(40, 3), factors[0], randn(20, 3), factors[1])

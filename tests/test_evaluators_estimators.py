@@ -34,10 +34,11 @@ def test_classifiers_agree_with_functions():
 
 
 @pytest.mark.parametrize(
-    "kind, use_labels", [("mahalanobis", True), ("mahalanobis", False), ("knn", False), ("max_softmax", False)])
+    "kind, use_labels", [("mahalanobis", True), ("mahalanobis", False), ("knn", False), *((kind, False) for kind in
+                         ("relative_mahalanobis", "max_softmax", "energy", "vim"))])
 def test_detector_gives_the_scores_of_ood_scores(kind, use_labels):
     detector = OODDetector(kind, use_labels=use_labels, k=20).fit(TRAIN, LABELS)
-    given = LABELS if use_labels or kind == "max_softmax" else None
+    given = LABELS if use_labels or kind not in ("mahalanobis", "knn") else None
     notes = ood_scores(TRAIN, TEST, OOD, given, kinds=kind, k=20)[kind]["auroc"].notes
     np.testing.assert_allclose(detector.score_samples(TEST), notes["inside"], rtol=1e-6)
     np.testing.assert_allclose(detector.score_samples(OOD), notes["outside"], rtol=1e-6)

@@ -101,3 +101,39 @@ def test_ties_count_against_the_encoder_and_lonely_queries_are_left_out():
     assert collapsed["rank_1"] == 0 and collapsed["mrr"] == pytest.approx(1 / 11)
     found = ev.retrieval(torch.eye(5), torch.tensor([0, 0, 1, 1, 2]))
     assert found["map"].notes["left_out"] == 1 and len(found["map"].samples) == 4
+
+
+# ---- what is refused, and features of any size
+
+
+@pytest.mark.parametrize("k", [20.0, 0, -1, True, "20", 2.5, np.float64(5)])
+def test_k_is_an_int_of_at_least_one(k):
+    with pytest.raises(ValueError, match="whole number"):
+        ev.knn(randn(30, 4), torch.arange(30) % 3, randn(9, 4), torch.arange(9) % 3, k=k)
+    assert ev.knn(randn(30, 4), torch.arange(30) % 3, randn(9, 4), torch.arange(9) % 3, k=np.int64(5)).protocol.startswith("knn@5")
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_neighbours_do_not_depend_on_the_size_of_features(scale):
+    bank, queries = randn(60, 5), randn(20, 5, seed=1)
+    labels, truth = torch.arange(60) % 3, torch.arange(20) % 3
+    plain = ev.knn(bank, labels, queries, truth, k=7)
+    for a, b in ((scale, scale), (scale, 1.0), (1.0, scale)):
+        assert (ev.knn(bank * a, labels, queries * b, truth, k=7).samples == plain.samples).all()
+    found = ev.retrieval(queries * scale, truth, bank * scale, labels)
+    assert found["map"] == pytest.approx(ev.retrieval(queries, truth, bank, labels)["map"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["knn", "linear_probe", "mlp_probe", "label_efficiency", "retrieval", "log_me", "finetune"])
+def test_unlabelled_rows_are_refused(name):
+    x, y = randn(40, 4), torch.arange(40) % 2
+    part = torch.where(torch.arange(40) < 5, -1, y)
+    for train, test in ((part, y), (y, part)):
+        with pytest.raises(ValueError, match="5 of 40 labels of .* are -1, which means unlabelled"):
+            if name == "retrieval": ev.retrieval(x, train, x, test)
+            elif name == "log_me": ev.log_me(x, part)
+            elif name == "finetune":
+                from ssl_nb.data import Split
+                images = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
+                ev.finetune(torch.nn.Flatten(), Split(images, train), Split(images, test), device="cpu")
+            else: getattr(ev, name)(x, train, x, test, **(dict(fractions=(0.5,)) if name == "label_efficiency" else {}))

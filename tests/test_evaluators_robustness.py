@@ -160,7 +160,7 @@ def test_max_softmax_equals_sklearn_at_the_same_strength():
 @pytest.mark.parametrize("kind", rb.KINDS)
 def test_scores_are_higher_for_what_was_trained_on(kind):
     found = ood_scores(TRAIN, TEST, OOD, LABELS, kinds=kind, k=20)
-    assert list(found) == [kind] and set(found[kind]) == {"auroc", "fpr95"}
+    assert list(found) == [kind] and set(found[kind]) == {"auroc", "fpr95", "aupr_in", "aupr_out"}
     notes = found[kind]["auroc"].notes
     assert found[kind]["auroc"] > 0.8 and np.median(notes["inside"]) > np.median(notes["outside"])
     low, high = found[kind]["auroc"].interval
@@ -170,7 +170,8 @@ def test_scores_are_higher_for_what_was_trained_on(kind):
 
 def test_kinds_and_protocols():
     found = ood_scores(TRAIN, TEST, OOD, LABELS)
-    assert list(found) == list(rb.KINDS)
+    assert list(found) == ["mahalanobis", "knn", "max_softmax"]
+    assert all(list(scores) == ["auroc", "fpr95", "aupr_in", "aupr_out"] for scores in found.values())
     assert found["knn"]["fpr95"].protocol == "ood knn distance, k 50, fpr95"
     assert list(ood_scores(TRAIN, TEST, OOD, kinds=("mahalanobis", "knn"))) == ["mahalanobis", "knn"]
 
@@ -467,3 +468,136 @@ def test_the_encoder_is_left_as_it_was():
 def test_shape_sensitivity_refuses(given, options, message):
     with pytest.raises(ValueError, match=message):
         shape_sensitivity(given, **options)
+
+
+# ---- AUPR, and scores by classes and by a classifier
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.lists(st.integers(0, 6), min_size=2, max_size=40))
+def test_aupr_is_average_precision_with_either_side_positive(inside, outside):
+    from sklearn.metrics import average_precision_score
+
+    truth, scores = np.r_[np.ones(len(inside)), np.zeros(len(outside))], np.r_[inside, outside].astype(float)
+    found = detection(inside, outside, n=2)
+    assert found["aupr_in"] == pytest.approx(average_precision_score(truth, scores))
+    assert found["aupr_out"] == pytest.approx(average_precision_score(1 - truth, -scores))
+
+
+def test_aupr_without_information_is_the_share_of_positives():
+    found = detection(np.ones(30), np.ones(10), n=50)
+    assert found["aupr_in"] == 0.75 and found["aupr_out"] == 0.25
+    low, high = detection(np.arange(400.0) % 37, np.arange(200.0) % 37, n=200)["aupr_in"].interval
+    assert 0.6 < low < 2 / 3 + 0.02 and low < high < 0.75
+
+
+def logits_of(x):
+    weight, bias, _ = rb.fit_linear(torch.from_numpy(TRAIN), torch.from_numpy(LABELS), 7, l2=0.01)
+    return weight, bias, torch.from_numpy(x) @ weight + bias
+
+
+def test_energy_is_the_soft_maximum_of_the_logits():
+    weight, bias, logits = logits_of(TEST)
+    torch.testing.assert_close(rb.energy(TEST, weight, bias), torch.from_numpy(np.log(np.exp(logits.numpy()).sum(1))))
+    torch.testing.assert_close(rb.energy(TEST, weight, bias, 1e-4), logits.amax(1), atol=1e-3, rtol=0)  # cold: the maximum
+    torch.testing.assert_close(rb.energy(TEST, weight, bias + 3), rb.energy(TEST, weight, bias) + 3)
+    with pytest.raises(ValueError, match="temperature=0"):
+        rb.energy(TEST, weight, bias, 0)
+
+
+def test_relative_mahalanobis_is_the_difference_of_two():
+    classes, everything = rb.fit_gaussians(TRAIN, LABELS), rb.fit_gaussians(TRAIN)
+    found = rb.relative_mahalanobis(TEST, classes, everything)
+    torch.testing.assert_close(found, rb.mahalanobis(TEST, *classes) - rb.mahalanobis(TEST, *everything))
+    assert rb.relative_mahalanobis(TEST, everything, everything).abs().max() == 0  # one class: nothing is left
+
+
+def test_vim_sees_what_the_logits_cannot_see():
+    weight, bias, _ = logits_of(TRAIN)
+    origin, residual = rb.fit_vim(TRAIN, weight, bias, dims=32)
+    directions = residual / residual.norm(dim=0)
+    torch.testing.assert_close(directions.T @ directions, torch.eye(32).double(), atol=1e-8, rtol=0)
+    x = torch.from_numpy(TRAIN)
+    length = ((x - origin) @ residual).norm(dim=1)
+    assert length.mean().item() == pytest.approx((x @ weight + bias).amax(1).mean().item())  # the virtual logit is as large as the others
+    torch.testing.assert_close(rb.vim(TRAIN, weight, bias, origin, residual), rb.energy(TRAIN, weight, bias) - length)
+    still = torch.linalg.svd(torch.cat([weight.T, directions.T])).Vh[-1]  # changes no logit and no residual
+    moved = rb.vim(TEST + 50 * still.numpy(), weight, bias, origin, residual)
+    torch.testing.assert_close(moved, rb.vim(TEST, weight, bias, origin, residual), atol=1e-6, rtol=1e-6)
+    blind = torch.linalg.svd(weight.T).Vh[-1].numpy()  # changes no logit
+    assert rb.vim(TEST + 50 * blind, weight, bias, origin, residual).mean() < rb.vim(TEST, weight, bias, origin, residual).mean() - 1
+    with pytest.raises(ValueError, match="dims=64"):
+        rb.fit_vim(TRAIN, weight, bias, dims=64)
+    flat = np.c_[TRAIN[:, 20:24], np.zeros((len(TRAIN), 4))]
+    w, b, _ = rb.fit_linear(torch.from_numpy(flat), torch.from_numpy(LABELS), 7, l2=0.1)
+    with pytest.raises(ValueError, match="nothing is left"):
+        rb.fit_vim(flat, w, torch.zeros_like(b), dims=4)
+
+
+@pytest.mark.parametrize("kind", ["relative_mahalanobis", "max_softmax", "energy", "vim"])
+def test_kinds_by_classes_need_labels(kind):
+    with pytest.raises(ValueError, match=f"{kind} needs train_labels"):
+        ood_scores(TRAIN, TEST, OOD, kinds=kind)
+    with pytest.raises(ValueError, match="unlabelled"):
+        ood_scores(TRAIN, TEST, OOD, np.where(LABELS == 3, -1, LABELS), kinds=kind)
+
+
+# ---- calibration
+
+
+def claims(n, seed=0, sharper=1.0):
+    rng = np.random.default_rng(seed)
+    odds = rng.normal(size=(n, 3)) * 2
+    p = np.exp(odds) / np.exp(odds).sum(1, keepdims=True)
+    label = (rng.random((n, 1)) > p.cumsum(1)).sum(1).clip(max=2)
+    p = p**sharper
+    return p / p.sum(1, keepdims=True), label
+
+
+def naive_ece(p, y, bins, adaptive=False):
+    confidence, right = p.max(1), p.argmax(1) == y
+    order = np.argsort(confidence, kind="stable")
+    edges = [order[[i for i in range(len(y)) if i * bins // len(y) == b]] for b in range(bins)] if adaptive else [
+        np.flatnonzero((b / bins < confidence) & (confidence <= (b + 1) / bins)) for b in range(bins)]
+    return sum(len(rows) * abs(right[rows].mean() - confidence[rows].mean()) for rows in edges if len(rows)) / len(y)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_ece_is_the_loop_over_bins_and_brier_scikit_learns(bins):
+    p, y = claims(400)
+    found = rb.calibration(p, y, bins)
+    assert found["ece"] == pytest.approx(naive_ece(p, y, bins)) and found["ece_adaptive"] == pytest.approx(naive_ece(p, y, bins, True))
+    assert found["brier"] == pytest.approx(np.square(p - np.eye(3)[y]).sum(1).mean()) and len(found["brier"].samples) == 400
+    order = np.random.default_rng(1).permutation(400)
+    again = rb.calibration(torch.from_numpy(p[order]), torch.from_numpy(y[order]), bins)
+    assert again["ece"] == pytest.approx(found["ece"])
+
+
+def test_a_calibrated_classifier_is_at_the_floor_and_a_sharper_one_above():
+    values = [rb.calibration(*claims(300, seed))["ece"] for seed in range(20)]
+    floor = np.mean([v.notes["floor"] for v in values])
+    assert np.mean(values) == pytest.approx(floor, rel=0.25) and floor > 0.02
+    sharp = rb.calibration(*claims(3000, 0, sharper=3.0))
+    assert sharp["ece"] > 3 * sharp["ece"].notes["floor"] and sharp["brier"] > rb.calibration(*claims(3000))["brier"]
+
+
+def test_calibration_of_certainty():
+    sure = np.eye(4)[np.arange(40) % 4]
+    assert {name: float(s) for name, s in rb.calibration(sure, np.arange(40) % 4).items()} == dict(ece=0, ece_adaptive=0, brier=0)
+    assert {name: float(s) for name, s in rb.calibration(sure, (np.arange(40) + 1) % 4).items()} == dict(ece=1, ece_adaptive=1, brier=2)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(probabilities=np.ones((9, 3))), "sum to 1"),
+        (dict(probabilities=np.tile([1.5, -0.5, 0.0], (9, 1))), "0 or more"),
+        (dict(labels=np.full(9, 3)), "columns"),
+        (dict(labels=np.full(9, -1)), "unlabelled"),
+        (dict(bins=2.5), "bins=2.5"),
+        (dict(bins=0), "bins=0"),
+    ],
+)
+def test_calibration_refuses(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        rb.calibration(**dict(probabilities=np.full((9, 3), 1 / 3), labels=np.arange(9) % 3) | change)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
+sc = importlib.import_module("ssl_nb.evaluators.scores")
 sp = importlib.import_module("ssl_nb.evaluators.spectrum")  # the package has a function of that name
 X, Y = load_digits(return_X_y=True)
 VIEWS = np.stack([X[Y == c][:50] for c in range(10)])
@@ -275,6 +276,62 @@ def test_collapsed_batch(evaluate, value, shape):
         centred = any(evaluate is NEEDS[k][0] for k in NEEDS if NEEDS[k][1])
         assert score == pytest.approx(float(value > 0 and not centred), abs=1e-3)
     assert evaluate(x.double()) == pytest.approx(score, abs=1e-3, nan_ok=True)
+
+
+# ---- one rule for ranks: what the rounding of the input explains is no direction
+
+
+def around_a_mean(n, d, rank=5, dtype=torch.float32, seed=0):
+    return (10 + 0.1 * randn(n, rank, seed=seed) @ randn(rank, d, seed=seed + 1)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n, d", [(1000, 64), (300, 64), (40, 512)])
+def test_collapse_around_a_mean_has_its_rank(dtype, n, d):
+    x = around_a_mean(n, d, dtype=dtype)
+    for source in (x, x.split(17)):
+        assert [int((sp.spectrum(source, center=c) > 0).sum()) for c in (True, False)] == [5, 6]
+        assert sp.alpha_req(source).notes["rank"] == 5 and "3..4" in sp.alpha_req(source).protocol
+    assert sp.coherence(x).notes["rank"] == 6
+    assert int(sp.log_spectrum(x).isfinite().sum()) in (5, 6)  # on the sphere the flat sheet is curved, towards the mean
+    exact = sp.spectrum(around_a_mean(n, d, dtype=torch.float64), center=True)
+    got = sp.spectrum(x, center=True)  # Weyl: no value moves by more than the rounding errors
+    assert (got - exact).abs().max() <= sc.rounding(dtype, n, d) * 10 * (n * d) ** 0.5
+
+
+def test_collapse_on_disk_and_in_mixed_batches(tmp_path):
+    x = around_a_mean(300, 40).numpy()
+    on_disk = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
+    on_disk[:] = x
+    assert int((sp.spectrum(on_disk, center=True, block=64) > 0).sum()) == 5
+    batches = [around_a_mean(300, 40)[:100].double(), around_a_mean(300, 40)[100:].half()]
+    assert int((sp.spectrum(batches, center=True) > 0).sum()) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_alpha_req_of_features_and_of_their_spectrum_agree(dtype):
+    for x in (around_a_mean(300, 64, dtype=dtype), torch.from_numpy(X).to(dtype), randn(40, 90).to(dtype)):
+        for first, last in ((0, 3), (3, 49), (0, 300)):
+            direct, through = (sp.alpha_req(z, first, last) for z in (x, sp.spectrum(x, center=True)))
+            assert direct == through and direct.protocol == through.protocol and direct.notes["rank"] == through.notes["rank"]
+
+
+def test_whole_numbers_are_stored_exactly():
+    counts = torch.ones(500, 12, dtype=torch.uint8) * 100
+    counts[0, :7] += torch.arange(7, dtype=torch.uint8)  # one row differs by a little
+    for dtype in (torch.uint8, torch.int64, torch.float64):
+        assert int((sp.spectrum(counts.to(dtype), center=True) > 0).sum()) == 1
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25, 1e37])
+def test_float32_features_of_any_scale(scale):
+    x = randn(60, 8).float()
+    big = x * scale
+    np.testing.assert_allclose(sp.spectrum(big, center=True), sp.spectrum(x, center=True) * scale, rtol=1e-5)
+    for evaluate in (sp.rankme, sp.stable_rank, sp.nesum, sp.coherence, sp.self_cluster, sp.feature_std):
+        assert evaluate(big) == pytest.approx(evaluate(x), rel=1e-5)
+    torch.testing.assert_close(sp.log_spectrum(big), sp.log_spectrum(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sp.spectrum(big.split(7), normalize=True), sp.spectrum(x, normalize=True), rtol=1e-5)
 
 
 # ---- bad input

@@ -65,22 +65,141 @@ def test_the_full_suite_answers_for_a_network_and_for_pixels(network, digits):
     assert ranks.isin([1, 2]).all().all() and "two_nn" not in ranks.index.get_level_values(0)
     values = found.values()
     for row in ranks.index:  # the smaller is the better where the register says so
-        lower = "fpr" in row[1] or row[0] in ("alignment", "uniformity", "self_cluster")
+        lower = "fpr" in row[1] or row[0] in ("alignment", "uniformity", "self_cluster", "calibration")
         assert ranks.loc[row].idxmin() == (values.loc[row].idxmin() if lower else values.loc[row].idxmax())
 
 
 def test_features_are_computed_once_and_again_only_for_other_weights_or_images(network, digits):
     seen = counted(network)
     first = ask(network, digits, ["rankme", "knn", "uniformity"]).table
-    assert sorted(seen) == [2, 200, 400]  # the trial, test, train
+    assert sorted(seen) == [2, 8, 8, 200, 400]  # the trial, eight of each split, test, train
     again = ask(network, digits, ["rankme", "knn", "uniformity"]).table
-    assert seen[3:] == [2] and again.value.equals(first.value)
+    assert seen[5:] == [2, 8, 8] and again.value.equals(first.value)
     with torch.no_grad():
         network.backbone.stem.conv.weight[0] += 0.5
-    assert not ask(network, digits, ["rankme"]).table.value.equals(first.value[:1]) and len(seen) > 5
+    assert not ask(network, digits, ["rankme"]).table.value.equals(first.value[:1]) and max(seen[8:]) == 400
     before = len(seen)
     ask(network, digits, ["rankme"], keep=False)
     assert len(seen) == before + 3
+
+
+def vit(**knobs):
+    torch.manual_seed(0)
+    return encoders.create("vit", in_chans=1, img_size=8, patch_size=2, depth=2, embed_dim=32, num_heads=4, **knobs)
+
+
+def other_heads(encoder):
+    for block in encoder.backbone.blocks:
+        block.attn.num_heads, block.attn.head_dim, block.attn.scale = 2, 16, 16**-0.5
+
+
+def edited_forward(encoder):
+    forward = encoder.forward
+    encoder.forward = lambda x: forward(x).sort(1).values
+
+
+def hooked(encoder):
+    encoder.register_forward_hook(lambda module, images, out: out.square())
+
+
+def patched_attribute(encoder):
+    encoder.backbone.norm.eps = 0.5
+
+
+def hidden_buffer(encoder):
+    encoder.mean += 0.3
+
+
+@pytest.mark.parametrize("change", [other_heads, edited_forward, hooked, patched_attribute, hidden_buffer])
+def test_a_change_that_weights_do_not_show_is_another_encoder(change, digits):
+    def numbers(encoder, **options):
+        return ask(encoder, digits, ["rankme", "uniformity", "feature_std"], **options).table.value.tolist()
+
+    plain, changed = vit(), vit()
+    change(changed)
+    assert str(plain) == str(changed) or change is not other_heads  # the text of the network does not show it either
+    first = numbers(plain)
+    assert numbers(changed) == pytest.approx(numbers(changed, keep=False), rel=1e-6) != pytest.approx(first, rel=1e-3)
+    change(plain)  # in place, on the module whose features were kept
+    assert numbers(plain) == pytest.approx(numbers(changed), rel=1e-6) != pytest.approx(first, rel=1e-3)
+
+
+def test_equal_weights_pooled_in_two_ways_are_two_encoders(digits):
+    both = {kind: vit(global_pool=kind) for kind in ("avg", "max")}
+    both["max"].load_state_dict(both["avg"].state_dict())
+    kept, fresh = (ask(both, digits, ["rankme", "knn"], keep=keep).table.value.tolist() for keep in (True, False))
+    assert kept == pytest.approx(fresh, rel=1e-6) and kept[0] != pytest.approx(kept[2], rel=1e-3)
+
+
+class Shifted(nn.Module):
+    "Pixels plus a buffer that is not saved."
+
+    def __init__(self, shift):
+        super().__init__()
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, x):
+        return (x.flatten(1).float() / 255 + self.shift).relu()
+
+
+def test_buffers_that_are_not_saved_count(digits):
+    for shift in (0.0, -0.4):
+        assert ask(Shifted(torch.full((64,), shift)), digits, ["rankme"]).table.value[0] == pytest.approx(
+            ask(Shifted(torch.full((64,), shift)), digits, ["rankme"], keep=False).table.value[0])
+
+
+def test_autocast_has_features_of_its_own(network, digits):
+    plain = ask(network, digits, ["feature_std"]).table.value[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse, again = (ask(network, digits, ["feature_std"]).table.value[0] for _ in range(2))
+        fresh = ask(network, digits, ["feature_std"], keep=False).table.value[0]
+    assert coarse == again == fresh != plain and coarse == pytest.approx(plain, rel=0.05)
+    assert ask(network, digits, ["feature_std"]).table.value[0] == plain
+
+
+class Dead(nn.Module):
+    "Zero for dark images, whatever its weight."
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x):
+        x = x.flatten(1).float() / 255
+        return (x.sum(1, keepdim=True) > 10) * x.pow(self.scale)
+
+
+def test_weights_count_where_the_few_images_do_not_show_them(digits):
+    few = torch.linspace(0, 199, 8).round().long()
+    images = digits.test.images.clone()
+    images[few] = 0
+    dark = data.Data(digits.spec, data.Split(images, digits.test.labels), data.Split(images, digits.test.labels))
+    one, two = (ask(Dead(scale), dark, ["feature_std"]).table.value[0] for scale in (1.0, 2.0))
+    assert two == pytest.approx(ask(Dead(2.0), dark, ["feature_std"], keep=False).table.value[0]) and one != two
+
+
+def test_features_that_do_not_come_again_are_not_kept(digits, tmp_path):
+    class Random(nn.Module):
+        def forward(self, x):
+            return torch.randn(len(x), 8)
+
+    class OfTheBatch(nn.Module):
+        def forward(self, x):
+            x = x.flatten(1).float()
+            return x - x.mean(0)
+
+    for encoder in (Random(), OfTheBatch()):
+        ask(encoder, digits, ["rankme"])
+        assert not list((tmp_path / "cache").glob("embeddings/*.safetensors"))
+
+
+def test_a_kept_file_that_is_not_what_the_encoder_gives_is_not_used(network, digits, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    expected = ask(network, digits, ["rankme", "knn"]).table.value
+    for file in (tmp_path / "cache" / "embeddings").glob("*.safetensors"):
+        save_file({"features": load_file(file)["features"].flip(0).contiguous() + 1}, file)
+    assert ask(network, digits, ["rankme", "knn"]).table.value.equals(expected)
 
 
 def test_a_damaged_cache_and_one_that_cannot_be_written_cost_time_only(network, digits, tmp_path, monkeypatch):
@@ -118,6 +237,51 @@ def test_comparisons_are_paired_and_corrected(network, digits):
     assert pairs.p_holm["pixels", "network"] == pytest.approx(3 * pairs.p["pixels", "network"])
     with pytest.raises(ValueError, match="evaluators with samples: knn"):
         found.compare("rankme")
+
+
+def test_one_of_several_scores_is_compared_only_by_name(network, digits):
+    found = ask({"pixels": nn.Flatten(), "network": network}, digits, ["retrieval"])
+    with pytest.raises(ValueError, match="several of the scores of 'retrieval'.*rank_1.*map.*mrr"):
+        found.compare("retrieval")
+    with pytest.raises(ValueError, match="none of the scores"):
+        found.compare("retrieval", "rank_2")
+    values = found.values().droplevel("evaluator")
+    for name in ("rank_1", "map", "mrr"):
+        row = values[values.index.str.contains(name)]
+        assert found.compare("retrieval", name).difference[0] == pytest.approx((row["pixels"] - row["network"]).item())
+
+
+def test_balanced_scores_stand_beside_accuracy(network, digits):
+    found = ask(network, digits, ["linear_probe", "balanced_accuracy", "macro_f1"]).table.set_index("evaluator")
+    train, test = (encoders.embed(network, split.images) for split in (digits.train, digits.test))
+    score = ev.linear_probe(train, digits.train.labels, test, digits.test.labels)
+    assert found.value["balanced_accuracy"] == pytest.approx(score.notes["balanced_accuracy"])
+    assert found.value["macro_f1"] == pytest.approx(score.notes["macro_f1"])
+    assert found.low["balanced_accuracy"] < found.value["balanced_accuracy"] < found.high["balanced_accuracy"]
+
+
+def test_intervals_are_over_groups_where_the_data_name_them(network, digits):
+    from types import SimpleNamespace
+
+    def twice(split):  # every image twice, and which it is
+        which = torch.arange(len(split)).repeat(2)
+        return data.Split(split.images[which], split.labels[which], {"image": which})
+
+    doubled = SimpleNamespace(spec=SimpleNamespace(group="image"), train=twice(digits.train), test=twice(digits.test))
+    apart = SimpleNamespace(spec=SimpleNamespace(group=None), train=doubled.train, test=doubled.test)
+    asked = ["knn", "balanced_accuracy", "shape_sensitivity", "rankme"]
+    grouped, plain = (ask(nn.Flatten(), sets, asked).table.set_index("evaluator") for sets in (doubled, apart))
+    width = {name: (grouped.high - grouped.low)[name] / (plain.high - plain.low)[name] for name in asked[:2]}
+    assert all(1.2 < ratio < 1.7 for ratio in width.values()), width  # sqrt 2: half as many images as rows
+    assert grouped.value.equals(plain.value) and list(grouped.of[:3]) == ["groups"] * 3 and plain.of["knn"] == "examples"
+
+
+def test_network_probes_are_asked_by_name(network, digits):
+    some = data.Data(digits.spec, digits.train[:100], digits.test[:50])
+    found = ask(network, some, ["mlp_probe", "attentive_probe"])
+    assert list(found.table.protocol.str.split(" ").str[0]) == ["offline_mlp", "offline_attentive"]
+    assert not {"mlp_probe", "attentive_probe"} & set(ev.SUITES["full"])
+    assert "patch_tokens" in ask(nn.Flatten(), some, ["attentive_probe"]).table.note[0]
 
 
 def test_it_draws_and_shows_itself(network, digits):
@@ -289,4 +453,7 @@ def test_a_digest_sees_values_types_shapes_and_order():
     same = [cache.digest(x), cache.digest(x.clone()), cache.digest(x.view(1, 6)[0])]
     other = [cache.digest(y) for y in (x.double(), x.view(2, 3), x.flip(0), x[:5], {"x": x}, torch.arange(6))]
     assert len(set(same)) == 1 and len(set(same + other)) == 7
+    assert cache.digest([x, 1], 2) != cache.digest([x], 1, 2) and cache.digest({"a": {"b": x}}) != cache.digest({"a": "b"}, x)
+    with pytest.raises(TypeError, match="ndarray"):
+        cache.digest(np.arange(5000))  # its text shows six numbers
     assert cache.digest("a", "bc") != cache.digest("ab", "c") and cache.digest(torch.zeros(0)) != cache.digest(torch.zeros(0, 2))

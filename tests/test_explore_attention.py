@@ -257,12 +257,23 @@ def test_pca_colours_keep_the_order_of_the_components():
 
 
 @pytest.mark.parametrize("t, d", [(64, 10), (10, 64), (5, 2), (2, 5), (1, 4)])
-def test_pca_colours_are_the_same_each_time_and_for_a_turned_space(t, d):
-    tokens = torch.randn(t, d, generator=torch.Generator().manual_seed(1))
+def test_pca_colours_are_the_same_each_time_and_for_a_shifted_space(t, d):
+    scale = torch.tensor([9.0, 3, 1, *[0.1] * d])[:d]  # components that no rounding can exchange
+    tokens = torch.randn(t, d, generator=torch.Generator().manual_seed(1)) * scale
     [a], [b] = am.pca_colours(tokens), am.pca_colours(tokens.clone())
     assert torch.equal(a, b) and a.shape == (t, 3)
     [shifted] = am.pca_colours(tokens + 5)
     assert (a.int() - shifted.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("t, d", [(2, 5), (3, 40), (20, 40), (20, 5)])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_pca_colours_do_not_draw_directions_that_hold_nothing(t, d, shift):
+    generator = torch.Generator().manual_seed(1)
+    on_a_line = torch.randn(t, 1, generator=generator) * torch.randn(1, d, generator=generator) + shift
+    [colours] = am.pca_colours(on_a_line)
+    assert (colours == colours[:, :1]).all()  # the first component is grey; the others are rounding
+    assert colours.float().std() > 50
 
 
 def test_a_shared_basis_gives_like_tokens_like_colours():
@@ -528,3 +539,17 @@ def test_a_second_encoder_that_does_not_fit_is_told_too():
     w = am.AttentionMap(vit(), images(), second=vit(img_size=32))
     assert "24 x 24 pixels, the encoder takes 32 x 32" in w.error
     assert "one forward" not in w.error and am.AttentionMap(vit(), images(), second=encoders.create("convnet", in_chans=1)).error
+
+
+def test_a_method_is_looked_into_at_the_encoder_that_it_evaluates(monkeypatch, tmp_path):
+    from ssl_nb import encoders, methods, training
+
+    vit = encoders.create("vit", in_chans=1, img_size=24, patch_size=6, embed_dim=32, depth=1, num_heads=2)
+    dino = methods.create("dino", encoder=vit)
+    assert am.as_encoder(dino) is dino.evaluated is not vit
+
+    made, create = [], methods.create
+    monkeypatch.setattr(methods, "create", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
+    monkeypatch.setattr(training, "fit", lambda *a, **k: None)
+    quick = dict(epochs=1, embed_dim=32, depth=1, num_heads=2, patch_size=6)
+    assert am.scenes_vit(tmp_path, method="dino", **quick) is made[0].evaluated

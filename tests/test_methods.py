@@ -166,6 +166,67 @@ def test_bad_input_names_value_reason_and_mend(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("size, patch", [(32, 4), (24, 3), (16, 8), (8, 1)])
+def test_dino_trains_a_vision_transformer_on_its_own_small_crops(size, patch):
+    torch.manual_seed(0)
+    encoder = encoders.create("vit", in_chans=1, img_size=size, patch_size=patch, embed_dim=16, depth=1, num_heads=2)
+    x = torch.rand(2, 1, size, size)
+    before = encoder(x)
+    method = methods.create("dino", encoder=encoder, out_dim=16)
+    assert torch.equal(encoder(x), before)  # nothing changes for images of the size that it was made for
+    crops = method.views(torch.randint(0, 256, (3, 1, size, size), dtype=torch.uint8), torch.Generator().manual_seed(0))
+    assert len(crops) == 10 and crops[0].shape[-1] == size and crops[2].shape[-1] % patch == 0
+    assert crops[2].shape[-1] < size or size == 2 * patch
+    method.loss(crops).loss.backward()
+    assert encoder.backbone.pos_embed.grad.abs().max() > 0 and method.embed(x).shape == (2, 16)
+
+
+def test_a_teacher_with_batch_normalization_can_be_evaluated():
+    "Its running statistics are its own: with its student's, evaluation would normalize by what other weights measured."
+    torch.manual_seed(0)
+    encoder = encoders.create("convnet", in_chans=1, img_size=16, channels=(4, 8, 8))
+    method = methods.create("dino", encoder=encoder, out_dim=16)
+    same = [torch.rand(64, 1, 16, 16) for _ in range(2)]
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.mul_(3)  # a student that is far from its teacher
+        for _ in range(80):
+            method.loss(same)
+            method.after_step(1.0)  # momentum 1: the teacher's weights stand still
+        expected = torch.cat([method.teacher[0](view) for view in same])
+        got = torch.cat([method.eval().evaluated(view) for view in same])
+    assert (got - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: make("simclr", projector=(0, 128)), "widths .* passes nothing on"),
+    (lambda: make("byol", projector=(16, 1)), "widths .* passes nothing on"),
+    (lambda: make("swav", prototypes=0), "train nothing"),
+    (lambda: make("swav", prototypes=1), "train nothing"),
+    (lambda: make("moco", queue=0), "must be positive"),
+    (lambda: make("moco", momentum=1.5), "momentum is 1.5"),
+    (lambda: make("dino", out_dim=1), "trains nothing"),
+    (lambda: make("mae", decoder_depth=0), "decoder_depth 0"),
+    (lambda: make("mae", decoder_heads=3), "decoder_heads 3"),
+    (lambda: make("mae", mask_ratio=1.0), "mask_ratio 1.0"),
+    (lambda: make("mae", mask_ratio=0.99), "mask_ratio 0.99"),
+    (lambda: make("supervised", classes=1), "classes is 1"),
+    (lambda: make("supervised", classes=3).loss([torch.rand(2, 1, 24, 24)], torch.tensor([0, 3])), "0 to 2"),
+    (lambda: make("supervised").loss([torch.rand(2, 1, 24, 24)], torch.tensor([0, -1])), "without a label"),
+    (lambda: methods.create("mae", encoder=encoders.create("vit", in_chans=1, img_size=8)), "one pixel and one channel")])
+def test_what_would_train_nothing_is_refused_when_the_method_is_made(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_mae_with_one_pixel_in_a_patch_trains_on_plain_pixels_or_on_colors():
+    for in_chans, knobs in [(1, dict(normalize_target=False)), (3, {})]:
+        encoder = encoders.create("vit", in_chans=in_chans, img_size=8, embed_dim=16, depth=1, num_heads=2)  # patches of 1 x 1
+        loss = methods.create("mae", encoder=encoder, **knobs).loss([torch.rand(2, in_chans, 8, 8)]).loss
+        loss.backward()
+        assert loss.isfinite() and encoder.backbone.pos_embed.grad.isfinite().all()
+
+
 def test_mlp_is_linear_norm_relu_linear():
     kinds = [type(layer).__name__ for layer in mlp([4, 8, 2], last_norm=True)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]

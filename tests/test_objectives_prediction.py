@@ -20,6 +20,7 @@ from ssl_nb.objectives.direct_prediction import (
     scalar_dynamics,
 )
 from ssl_nb.objectives.masked_reconstruction import masked_mse, patchify, random_masking, unpatchify
+from ssl_nb.objectives.momentum_contrast import MoCoQueue
 from ssl_nb.objectives.prediction import byol, ema_update, momentum_schedule, negative_cosine, simsiam
 from ssl_nb.objectives.self_distillation import DINOHead, DINOLoss, temperature_warmup
 from ssl_nb.objectives.swapped_assignment import (
@@ -114,7 +115,7 @@ def small_network():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.99, 1.0])
 def test_ema_update_moves_parameters_and_copies_buffers(momentum):
-    student, teacher = small_network(), small_network()
+    student, teacher = small_network(), small_network().eval()
     student(torch.randn(8, 4))  # moves the running statistics
     before, after = copy.deepcopy(teacher), student.state_dict()
     ema_update(teacher, student, momentum)
@@ -125,11 +126,38 @@ def test_ema_update_moves_parameters_and_copies_buffers(momentum):
     assert teacher[1].num_batches_tracked == 1
 
 
+def test_a_teacher_in_training_mode_keeps_the_statistics_that_it_has_measured():
+    student, teacher, x = small_network(), small_network(), normal(64, 4)
+    student(x + 100)
+    for _ in range(200):
+        teacher(x)
+    before = copy.deepcopy(teacher)
+    ema_update(teacher, student, 1.0)
+    assert torch.equal(teacher[1].running_mean, before[1].running_mean)
+    assert torch.allclose(teacher.eval()(x), before.train()(x), atol=0.1)  # so that it can be evaluated
+
+
 def test_ema_update_refuses_other_architectures_and_momenta():
     with pytest.raises(ValueError, match="deepcopy"):
         ema_update(nn.Linear(2, 2), nn.Linear(2, 3), 0.9)
     with pytest.raises(ValueError, match="momentum 99"):
         ema_update(nn.Linear(2, 2), nn.Linear(2, 2), 99)
+
+
+@pytest.mark.parametrize("length", [1e-3, 1e-6, 1e-12, 1e-17])
+@pytest.mark.parametrize("objective", [byol, simsiam])
+def test_short_rows_count_like_long_ones(objective, length):
+    def loss_and_gradient(scales):
+        views = [(scale * v).requires_grad_() for scale, v in zip(scales, four(), strict=True)]
+        loss = objective(*views)
+        loss.backward()
+        return loss.detach(), [scale * v.grad for scale, v in zip(scales[:2], views[:2], strict=True)]  # turns with the direction
+
+    expected, turn = loss_and_gradient((1, 1, 1, 1))
+    for scales in [(length, 1, 1, length), (length,) * 4, (1, length, length, 1 / length)]:
+        loss, grads = loss_and_gradient(scales)
+        assert torch.isclose(loss, expected, rtol=1e-5)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(grads, turn, strict=True))
 
 
 # ---- swapped assignment
@@ -222,7 +250,40 @@ def test_limits_of_small_and_constant_batches():
     assert swav([constant, constant]).isfinite()
 
 
+@pytest.mark.parametrize("n,k", [(2, 8), (5, 12), (8, 9)])
+def test_codes_of_few_rows_spread_over_k_over_n_prototypes_and_are_not_flat(n, k):
+    q = sinkhorn(cosines(n, k, dtype=torch.float64), iterations=4000)
+    assert q.max() <= n / k + 1e-6 and q.max() > 1.2 / k
+    assert torch.allclose(q.sum(0), torch.full((k,), n / k, dtype=torch.float64), atol=1e-6)
+
+
 @pytest.mark.parametrize("call,words", [
+    (lambda s: swav([s, s], temperature=0), "temperature is 0"),
+    (lambda s: swav([s, s], temperature=-0.1), "positive"),
+    (lambda s: swav([s[:, :1]] * 2), "width 1"),
+    (lambda s: sinkhorn(s, epsilon=math.nan), "positive"),
+    (lambda s: Prototypes(4, 0), "train nothing"),
+    (lambda s: Prototypes(4, 1), "two prototypes"),
+    (lambda s: Prototypes(0, 4), "train nothing"),
+    (lambda s: Prototypes(4, 4, freeze_until=3), "part of the training"),
+    (lambda s: FeatureQueue(0, 4), "hold nothing"),
+    (lambda s: FeatureQueue(4, 0), "hold nothing"),
+    (lambda s: FeatureQueue(4, 4, views=0), "hold nothing"),
+    (lambda s: DINOLoss(0), "trains nothing"),
+    (lambda s: DINOLoss(1), "trains nothing"),
+    (lambda s: DINOLoss(4, warmup_temperature=0), "positive"),
+    (lambda s: DINOLoss(4, student_temperature=math.nan), "positive"),
+    (lambda s: DINOLoss(4, center_momentum=1.5), "center_momentum 1.5"),
+    (lambda s: DINOLoss(4, warmup=2), "warmup 2"),
+    (lambda s: DINOHead(4, 0), "train nothing"),
+    (lambda s: DINOHead(4, 4, hidden=0), "hidden 0"),
+    (lambda s: DINOHead(0, 4), "in_dim 0"),
+    (lambda s: DINOHead(4, 4, bottleneck=1), "train nothing"),
+    (lambda s: DirectPredictor(0), "dim 0"),
+    (lambda s: DirectPredictor(4, epsilon=math.nan), "epsilon nan"),
+    (lambda s: byol(*[s[:, :1]] * 4), "width 1"),
+    (lambda s: simsiam(*[s[:, :0]] * 4), "width 0"),
+    (lambda s: negative_cosine(s[:, :1], s[:, :1]), "width 1"),
     (lambda s: swav([s], assign_views=(0,)), "two views"),
     (lambda s: swav([s, s], assign_views=(0, 2)), "numbered 0 to 1"),
     (lambda s: swav([s, s], assign_views=(1, 1)), "different views"),
@@ -230,7 +291,7 @@ def test_limits_of_small_and_constant_batches():
     (lambda s: sinkhorn(s, epsilon=0), "positive"),
     (lambda s: sinkhorn(s, iterations=0), "at least one turn"),
 ])  # fmt: skip
-def test_swav_refuses(call, words):
+def test_what_would_train_nothing_or_the_wrong_thing_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call(cosines(8, 4))
 
@@ -263,12 +324,17 @@ def test_queue_is_normalised_ordered_and_silent_until_full():
         assert (queue.scores(prototypes) is None) == (b < 3)  # 0, 2, 4 of 5 embeddings; then 6
         queue.push(batch)
     kept = torch.cat([batches[1][0][1:], batches[2][0], batches[3][0]])  # the last five of view 0
-    assert {tuple(r) for r in queue.features[0].tolist()} == {tuple(r) for r in F.normalize(kept).tolist()}
+    by_first = lambda rows: rows[rows[:, 0].argsort()]  # noqa: E731
+    assert torch.allclose(by_first(queue.features[0]), by_first(F.normalize(kept)), atol=1e-6)
     assert torch.allclose(queue.features.norm(dim=2), torch.ones(2, 5))
     scores = [prototypes(z) for z in batches[0]]
     assert swav(scores, queue_scores=queue.scores(prototypes)).isfinite()
-    with pytest.raises(ValueError, match="at least as long"):
-        queue.push([normal(6, 3), normal(6, 3)])
+    for wrong, words in [([normal(6, 3)] * 2, "at least as long"), ([normal(2, 3)], "as many views"),
+                         ([normal(2, 4)] * 2, "width 4"), ([normal(2, 3) * math.nan] * 2, "NaN")]:  # fmt: skip
+        before = copy.deepcopy(queue.state_dict())
+        with pytest.raises(ValueError, match=words):
+            queue.push(wrong)
+        assert all(torch.equal(value, before[name]) for name, value in queue.state_dict().items())
 
 
 # ---- self-distillation
@@ -438,6 +504,8 @@ def test_masked_mse_ignores_visible_patches_and_the_light_of_a_patch():
     (lambda p, m: masked_mse(p, p[:, :4], m), "do not fit"),
     (lambda p, m: masked_mse(p, p, m[:, :4]), "do not fit"),
     (lambda p, m: masked_mse(p * math.nan, p, m), "NaN"),
+    (lambda p, m: masked_mse(p[..., :1], p[..., :1], m), "its own mean"),
+    (lambda p, m: random_masking(2, 16, math.nan), "mask_ratio nan"),
     (lambda p, m: patchify(torch.zeros(1, 3, 8, 9), 4), "multiples"),
     (lambda p, m: unpatchify(p, 2, grid=(3, 3)), "3 x 3"),
 ])  # fmt: skip
@@ -638,6 +706,35 @@ def test_autocast_equals_float32(dtype):
         assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3), name
     with torch.autocast("cpu", dtype=dtype):
         assert head(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("state", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float64, torch.float32, torch.bfloat16])
+def test_modules_with_state_take_any_precision(state, given):
+    "State of a precision, embeddings of another: nothing crashes, and the loss and the state are near those in float32."
+    def run(state, given):
+        torch.manual_seed(0)
+        queue, prototypes, dino = FeatureQueue(40, 16), Prototypes(16, 12), DINOLoss(16)
+        moco, predictors = MoCoQueue(40, 16), [DirectPredictor(16, mode=mode) for mode in DirectPredictor.MODES]
+        modules = nn.ModuleList([queue, prototypes, dino, moco, *predictors]).to(state)
+        losses = []
+        for step in range(3):
+            z = [normal(32, 16, seed=10 * step + i).to(given).requires_grad_() for i in range(4)]
+            losses += [swav([prototypes(v) for v in z], queue_scores=queue.scores(prototypes)), dino(z, z[:2]), moco(*z[:2])]
+            queue.push(z[:2])
+            losses += [byol(q(z[0]), q(z[1]), z[2], z[3]) for q in predictors]
+            sum(losses[-5:]).backward()
+            for q in predictors:
+                q.after_step()
+            assert all(v.grad.isfinite().all() for v in z)
+        assert all(v.dtype == state for v in modules.state_dict().values() if v.is_floating_point() and v.ndim)
+        ends = torch.stack([loss.detach().double() for loss in losses])
+        return ends, queue.features.double(), predictors[0].correlation.double()
+
+    for got, expected in zip(run(state, given), run(torch.float32, torch.float32), strict=True):
+        assert got.isfinite().all() and torch.allclose(got, expected, rtol=0.05, atol=0.05)
+        if torch.float64 in (state, given) and torch.bfloat16 not in (state, given) and state != torch.float16:
+            assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- two ranks

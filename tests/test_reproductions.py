@@ -5,18 +5,40 @@ import re
 
 import pytest
 
+from ssl_nb.evaluators.scores import paired_difference
 from ssl_nb.reproduce import load_run, notebooks, reproduce
+from ssl_nb.verdicts import Result
 
 
 def quiet(_):
     pass
 
 
+def check_sense(results):
+    """The stored verdicts follow from the stored figures, and the stored intervals from the stored seeds."""
+    for row in results:
+        result = Result(**{**row, "verdict": None, "gates": [{**gate, "passed": None} for gate in row["gates"]]})
+        assert result.verdict == row["verdict"] and [gate.passed for gate in result.gates] == [
+            gate["passed"] for gate in row["gates"]
+        ]
+        if result.p is not None and result.interval:  # made by `judge`
+            gated = any(gate.passed is not True for gate in result.gates)
+            assert (result.p <= 1 - result.level + 1e-9) == (result.verdict != "inconclusive") or gated
+            assert result.level >= 0.95 - 1e-9 and result.detectable > 0
+            sides = list((result.per_seed or {}).values())
+            if sides:
+                other = sides[1] if len(sides) > 1 else [result.baseline or 0.0] * len(sides[0])
+                assert result.interval == pytest.approx(
+                    paired_difference(sides[0], other, of="seeds", level=result.level).interval
+                )
+
+
 @pytest.mark.parametrize("name", sorted(notebooks()))
 def test_smoke(name, tmp_path):
     folder = reproduce(name, scale="smoke", runs=tmp_path, say=quiet)
     run = load_run(folder)
-    assert run["results"] and all(result["verdict"] for result in run["results"])
+    assert run["results"]
+    check_sense(run["results"])
     assert run["parameters"]["scale"] == "smoke"
     report = (folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?https?://[^"'> ]+\.(?:js|css)""", report), "opens only with a network"

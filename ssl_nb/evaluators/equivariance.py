@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import Score, accumulator, bootstrap, check_features, check_labels, measured
+from .scores import Score, accumulator, bootstrap, check_features, check_labels, measured, unit_rows
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #3866e154
 @measured
@@ -19,17 +19,20 @@ def equivariance_r2(z0: Float[Tensor, "n d"],
                     parameters: Float[Tensor, "n p"],  # of the transformation; angles as (cos, sin)
                     objects: Int[Tensor, "n"] | None = None,  # which object; None: each row its own
                     kind: str = "linear",  # "linear" (ridge) or "mlp"
+                    average: str = "columns",  # the mean of each parameter's R2, or "sie": one R2 of all entries around one scalar mean
                     seed: int = 0,  # of the split and the network
                     test_fraction: float = 0.25,  # of the objects
                     strengths=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0),  # of the ridge, per row of standardised features
                    ) -> Score:
-    """R2 of transformation parameters from [z0, z1] on held-out objects (SIE, Garrido et al. 2023); at most 1.
+    """R2 of transformation parameters from [z0, z1] on held-out objects (Garrido et al. 2023); at most 1.
 
-    Mean over parameters, with a bootstrap interval over held-out objects. `notes`: `each` parameter's R2, the numbers
-    of objects, and the strength chosen on training objects. Raises `ValueError` for fewer than 8 objects, or a
+    `average="columns"`: the mean over parameters of their R2, as scikit-learn's `r2_score`. `average="sie"`: the formula of SIE's
+    code, which compares with one scalar mean of all entries and so is higher where parameters have different means. The
+    interval is a bootstrap over held-out objects. `notes`: `each` parameter's R2, the numbers of objects, and the strength chosen on training objects. Raises `ValueError` for fewer than 8 objects, or a
     parameter that does not vary.
     """
     if kind not in ("linear", "mlp"): raise ValueError(f"kind={kind!r} is unknown; known are 'linear' and 'mlp'.")
+    if average not in _AVERAGES: raise ValueError(f"average={average!r} is unknown; known are 'columns' and 'sie'.")
     x, y, groups, held_out = _check_pairs(z0, z1, parameters, objects, seed, test_fraction)
     train = ~held_out
     x = _standardise(x, train)
@@ -38,9 +41,11 @@ def equivariance_r2(z0: Float[Tensor, "n d"],
     fit, notes = _fit_ridge(x[train], target[train], groups[train], strengths, seed) if kind == "linear" else \
         _fit_mlp(x[train], target[train], groups[train], seed)
     predicted = fit(x[held_out]) * scale + center
-    sums = _sums_by_object(y[held_out], predicted, groups[held_out])
-    each = _r2_of_sums(sums, each=True)
-    return Score(each.mean(), f"equivariance_r2 ({kind}, held-out objects)", bootstrap(sums, _r2_of_sums), "examples",
+    y, groups_out, measure = y[held_out], groups[held_out], _AVERAGES[average]
+    each = _r2_of_columns(_sums_by_object(y, predicted, groups_out, y.mean(0)))
+    sums = _sums_by_object(y, predicted, groups_out, y.mean(0) if average == "columns" else y.mean())
+    name = {"columns": "mean over parameters", "sie": "SIE's, one scalar mean"}[average]
+    return Score(measure(sums), f"equivariance_r2 ({kind}, {name}, held-out objects)", bootstrap(sums, measure), "examples",
                  each=each, train_objects=len(groups[train].unique()), test_objects=len(sums), **notes)
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #feb70a6c
@@ -72,19 +77,25 @@ def _standardise(x, train) -> Tensor:
     mean, std = x[train].mean(0), x[train].std(0, correction=0)
     return torch.where(std > 4 * torch.finfo(x.dtype).eps * x[train].abs().amax(0), (x - mean) / std, 0)
 
-def _sums_by_object(y, predicted, groups) -> np.ndarray:  # (objects, 4, p)
+def _sums_by_object(y, predicted, groups, center) -> np.ndarray:  # (objects, 4, p)
     "What R2 needs, added up over the views of each object: squared error, y, y squared, and the number of views."
-    error, y = (y - predicted).square(), y - y.mean(0)  # centred: squares of large values would cancel
+    error, y = (y - predicted).square(), y - center  # centered: squares of large values would cancel
     parts = torch.stack([error, y, y.square(), torch.ones_like(y)], 1)
     inverse = groups.unique(return_inverse=True)[1]
     sums = parts.new_zeros(int(inverse.max()) + 1, *parts.shape[1:]).index_add_(0, inverse, parts)
     return sums.cpu().double().numpy()
 
-def _r2_of_sums(sums: np.ndarray, each: bool = False):
-    "Mean R2 over parameters, or each of them."
+def _r2_of_columns(sums: np.ndarray) -> np.ndarray:  # (p,)
+    "R2 of each parameter, around its own mean."
     error, total, squares, count = sums.sum(0)
-    r2 = 1 - error / np.maximum(squares - total ** 2 / count, np.finfo(float).tiny)
-    return r2 if each else float(r2.mean())
+    return 1 - error / np.maximum(squares - total ** 2 / count, np.finfo(float).tiny)
+
+def _r2_of_entries(sums: np.ndarray) -> float:
+    "One R2 of all entries, around their scalar mean."
+    error, total, squares, count = sums.sum((0, 2))
+    return float(1 - error / np.maximum(squares - total ** 2 / count, np.finfo(float).tiny))
+
+_AVERAGES = {"columns": lambda sums: float(_r2_of_columns(sums).mean()), "sie": _r2_of_entries}
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #33fcae2a
 def _ridge_path(x, y, strengths) -> list[Tensor]:
@@ -160,7 +171,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     groups = check_labels(groups, len(p), "predicted").to(p.device).unique(return_inverse=True)[1]
     sizes = groups.bincount()
     if (sizes < 2).all(): raise ValueError("every object has one view: there is nothing to rank it against.")
-    if metric == "cosine": p, t = F.normalize(p, dim=1), F.normalize(t, dim=1)
+    if metric == "cosine": p, t = unit_rows(p), unit_rows(t)
     harmonic = torch.cat([torch.zeros(1), (1 / torch.arange(1, int(sizes.max()) + 1)).cumsum(0)]).double().to(p.device)
     better, equal = _count_better(p, t.to(p), groups, sizes)
     values = dict(mrr=(harmonic[better + equal] - harmonic[better]) / equal, h_1=(better == 0) / equal.double())
@@ -194,7 +205,10 @@ def factor_r2(
     test_features: Float[Tensor, "q d"],
     test_factor: Float[Tensor, "q ..."],
 ) -> Score:  # at least 0, with a bootstrap interval over test images
-    "R2, on the test split, of a ridge regression from features to a factor; the mean over the factor's columns."
+    """R2, on the test split, of a ridge regression from features to a factor; the mean over the factor's columns.
+
+    Raises `ValueError` for a factor with a column that does not vary in either split, where R2 is not defined.
+    """
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -204,6 +218,9 @@ def factor_r2(
     if len(x) != len(y) or len(test_x) != len(test_y):
         raise ValueError(f"{len(x)} and {len(test_x)} rows of features, {len(y)} and {len(test_y)} of the factor; "
                          "give one row for each")
+    for name, values in (("train_factor", y), ("test_factor", test_y)):
+        still = np.flatnonzero(np.ptp(values, 0) == 0).tolist()
+        if still: raise ValueError(f"columns {still} of {name} do not vary: leave them out, R2 of a constant is undefined.")
     fitted = make_pipeline(StandardScaler(), RidgeCV(alphas=[1, 10, 100, 1000])).fit(x, y)
     left = np.square(test_y - fitted.predict(test_x).reshape(test_y.shape))
     both = np.concatenate([left, np.square(test_y - test_y.mean(0))], 1)

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .neighbours import check_k, check_temperature, nearest, vote
 from .probes import STRENGTHS, fit_linear
-from .robustness import KINDS, fit_gaussians, knn_score, mahalanobis, max_softmax
+from .robustness import KINDS, fit_score
 from .similarity import correlate, fit_readout, squared_median
 from ..spelling import unknown
 
@@ -91,13 +91,11 @@ class OODDetector(OutlierMixin, BaseEstimator):
         self.k, self.shrinkage, self.seed = k, shrinkage, seed
 
     def fit(self, X, y=None):
-        "Fit to the known. Labels serve max_softmax, and with `use_labels` the class means of mahalanobis."
+        "Fit to the known. Labels serve mahalanobis where `use_labels` is set; all kinds but this and knn need them."
         if self.kind not in KINDS: raise ValueError(unknown("kind of score", self.kind, KINDS))
         X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
         labels = self._labels(X, y)
-        if self.kind == "knn": self.bank_ = X
-        elif self.kind == "mahalanobis": self.means_, self.whiten_ = _arrays(fit_gaussians(X, labels, self.shrinkage))
-        else: self.coef_, self.intercept_ = _arrays(fit_linear(X, labels, len(self.classes_), seed=self.seed)[:2])
+        self.score_ = fit_score(self.kind, torch.from_numpy(np.require(X, requirements="W")), labels, self.k, self.shrinkage, self.seed)
         return self._threshold(self.score_samples(X))
 
     def calibrate(self, X):
@@ -108,9 +106,7 @@ class OODDetector(OutlierMixin, BaseEstimator):
         "Score of each row: high means known."
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
-        if self.kind == "knn": return knn_score(X, self.bank_, self.k).numpy()
-        if self.kind == "max_softmax": return max_softmax(X, *_tensors(self.coef_, self.intercept_)).numpy()
-        return mahalanobis(X, *_tensors(self.means_, self.whiten_)).numpy()
+        return self.score_(X).numpy()
 
     def decision_function(self, X):
         "The score less the threshold: negative for outliers."
@@ -121,7 +117,7 @@ class OODDetector(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _labels(self, X, y):
-        if not self.use_labels and self.kind != "max_softmax": return None
+        if self.kind == "knn" or self.kind == "mahalanobis" and not self.use_labels: return None
         if y is None: raise ValueError(f"kind={self.kind!r}, use_labels={self.use_labels} needs labels y in fit; "
                                        'give them, or kind="knn".')
         check_classification_targets(y)
@@ -135,8 +131,7 @@ class OODDetector(OutlierMixin, BaseEstimator):
         self.offset_ = np.quantile(scores, self.contamination)
         return self
 
-def _arrays(tensors): return [t.numpy() for t in tensors]
-def _tensors(*arrays): return [torch.from_numpy(a) for a in arrays]
+
 
 # %% ../../nbs/evaluators/10_estimators.ipynb #ff6bf52a
 class NeuralPredictivity(RegressorMixin, MultiOutputMixin, BaseEstimator):

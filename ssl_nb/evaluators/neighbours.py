@@ -5,13 +5,14 @@ __all__ = ['top_k', 'nearest', 'check_pair', 'check_k', 'vote', 'knn', 'check_te
 
 # %% ../../nbs/evaluators/04_neighbours.ipynb #13bd97db
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .scores import Score, check_features, mean_score, measured
+from .scores import Score, check_features, mean_score, measured, unit_rows
 
 # %% ../../nbs/evaluators/04_neighbours.ipynb #5734e128
 def top_k(similarity: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
@@ -96,7 +97,8 @@ def nearest(queries: Float[Tensor, "q d"],
     screens = tile is None and _screening_pays(queries, bank, k)
     tile = tile or (2 ** 23 if queries.device.type == "cpu" else 2 ** 28)
     width = min(len(bank), 2 ** 16 if screens else max(6 * math.isqrt(tile), 256 * k))  # rows of the bank in a tile
-    queries, scale, found = F.normalize(queries, dim=1), 1 / bank.norm(dim=1).clamp(min=1e-12), None
+    length = bank.norm(dim=1)
+    queries, scale, found = unit_rows(queries), torch.where(length > torch.finfo(bank.dtype).tiny, 1 / length, 0), None
     for start in range(0, len(bank), width):
         part = bank[start:start + width], scale[start:start + width]
         if screens and len(part[0]) > 2 * k + 8: values, index = _screened(queries, *part, k)
@@ -125,8 +127,8 @@ def check_pair(queries, bank) -> tuple[Float[Tensor, "q d"], Float[Tensor, "n d"
     return queries.to(dtype), bank.to(dtype)
 
 def check_k(k: int, rows: int) -> None:
-    "k is a whole number from 1 to the rows of the bank."
-    if int(k) != k or k < 1: raise ValueError(f"k={k} must be a whole number of at least 1.")
+    "k is an int from 1 to the rows of the bank; 20.0 is refused too, as torch would refuse it later."
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1: raise ValueError(f"k={k!r} must be a whole number (int) of at least 1, such as 20.")
     if k > rows:
         raise ValueError(f"k={k} is more than the {rows} rows of the bank; lower k or enlarge the bank.")
 
@@ -189,10 +191,10 @@ def retrieval(queries: Float[Tensor, "q d"],
     if alone != (gallery_ids is None): raise ValueError("give gallery and gallery_ids both, or neither.")
     bank, bank_ids = (x, ids) if alone else check_features(gallery, gallery_ids, 1, "gallery")
     x, bank = check_pair(x, bank)
-    unit, found = F.normalize(bank, dim=1), []
+    unit, found = unit_rows(bank), []
     for start in range(0, len(x), max(1, block // len(bank))):
         rows = slice(start, start + max(1, block // len(bank)))
-        similarity, right = F.normalize(x[rows], dim=1) @ unit.T, ids[rows, None] == bank_ids
+        similarity, right = unit_rows(x[rows]) @ unit.T, ids[rows, None] == bank_ids
         if alone:
             itself = torch.arange(len(similarity)), torch.arange(len(similarity)) + start
             similarity[itself], right[itself] = -math.inf, False

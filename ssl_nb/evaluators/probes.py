@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'fit_linear', 'split_rows', 'linear_probe', 'class_averages', 'balanced_accuracy', 'OnlineProbe',
-           'labelled_rows', 'LabelCurve', 'label_efficiency', 'finetune']
+           'AttentivePool', 'mlp_probe', 'attentive_probe', 'labelled_rows', 'LabelCurve', 'label_efficiency',
+           'finetune']
 
 # %% ../../nbs/evaluators/05_probes.ipynb #d7ae31f5
 import numpy as np
@@ -196,6 +197,106 @@ class OnlineProbe(nn.Module):
         with torch.no_grad(), evaluating(self): right = self(x).argmax(1) == y
         return mean_score(right, "online_linear")
 
+# %% ../../nbs/evaluators/05_probes.ipynb #6d1ef66e
+class AttentivePool(nn.Module):
+    "Tokens (n, t, d) to one vector an image (n, d): one learned query attends over them, in several heads."
+    def __init__(self, dim: int, heads: int = 1):
+        super().__init__()
+        if dim % heads: raise ValueError(f"heads={heads} must divide the {dim} dimensions of the tokens.")
+        self.heads, self.query = heads, nn.Parameter(0.02 * torch.randn(dim))
+        self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+        n, t, d = tokens.shape
+        q = self.query.view(1, self.heads, 1, -1).expand(n, -1, -1, -1)
+        k, v = (f(tokens).view(n, t, self.heads, -1).transpose(1, 2) for f in (self.key, self.value))
+        return F.scaled_dot_product_attention(q, k, v).reshape(n, d)
+
+# %% ../../nbs/evaluators/05_probes.ipynb #6a966509
+@measured
+def mlp_probe(train_features: Float[Tensor, "n d"],
+              train_labels: Int[Tensor, "n"],
+              test_features: Float[Tensor, "q d"],
+              test_labels: Int[Tensor, "q"],
+              hidden: int = 256,
+              **knobs,  # lrs, weight_decay, epochs, batch_size, valid_fraction, seeds, seed: as in `attentive_probe`
+             ) -> Score:
+    "Offline probe with one hidden layer of ReLU units: accuracy on test. The protocol is that of `attentive_probe`."
+    x, y = check_features(train_features, train_labels, 2, "train_features")
+    test, truth = check_features(test_features, test_labels, 1, "test_features")
+    if hidden < 1: raise ValueError(f"hidden={hidden} must be 1 or more, such as 256.")
+    make = lambda classes: nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    return _network_probe(f"offline_mlp (hidden {hidden}", make, x, y, test, truth, **knobs)
+
+@measured
+def attentive_probe(train_tokens: Float[Tensor, "n t d"],
+                    train_labels: Int[Tensor, "n"],
+                    test_tokens: Float[Tensor, "q t d"],
+                    test_labels: Int[Tensor, "q"],
+                    heads: int = 1,  # divides d
+                    **knobs,  # lrs=(1e-3, 1e-2), weight_decay=1e-2, epochs=30, batch_size=256, valid_fraction=0.2, seeds=1, seed=0
+                   ) -> Score:
+    """Offline attentive probe: one learned query over patch tokens, then a linear layer; accuracy on test.
+
+    The learning rate is the best of `lrs` on a part of train; then all of train is fitted for `epochs`, and the
+    last epoch counts. One seed: Score over test examples; several: over seeds (initial weights and order). `notes`:
+    `lr`, each rate's `validation` accuracy, and averages over classes. Raises `ValueError` for shapes that do not fit.
+    """
+    x, y = _check_tokens(train_tokens, train_labels, "train_tokens")
+    test, truth = _check_tokens(test_tokens, test_labels, "test_tokens")
+    make = lambda classes: nn.Sequential(AttentivePool(x.shape[2], heads), nn.Linear(x.shape[2], classes))
+    make(2)  # refuses heads before any work
+    return _network_probe(f"offline_attentive ({heads} head{'s' * (heads > 1)}", make, x, y, test, truth, **knobs)
+
+def _check_tokens(tokens, labels, name: str):
+    if getattr(tokens, "ndim", 0) != 3:
+        raise ValueError(f"{name} must have shape (images, tokens, dimensions), got {tuple(np.shape(tokens))}; "
+                         "pooled features belong in mlp_probe or linear_probe.")
+    flat = check_features(tokens.reshape(-1, tokens.shape[-1]), min_rows=1, name=name)
+    return flat.view(tokens.shape), check_labels(labels, len(tokens), name).to(flat.device)
+
+# %% ../../nbs/evaluators/05_probes.ipynb #3e99f5c6
+def _network_probe(protocol: str, make, x, y, test, truth, lrs=(1e-3, 1e-2), weight_decay=1e-2, epochs=30, batch_size=256,
+                   valid_fraction=0.2, seeds=1, seed=0) -> Score:
+    "The rate chosen on a part of train, then a network trained on all of it for each seed: accuracy on test."
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seeds", seeds, 1), ("weight_decay", weight_decay, 0)):
+        if not value >= least: raise ValueError(f"{name}={value} must be {least} or more.")
+    if not len(lrs) or not all(0 < lr < float("inf") for lr in lrs): raise ValueError(f"lrs={lrs} must be positive numbers, such as (1e-3, 1e-2).")
+    if x.shape[1:] != test.shape[1:]:
+        raise ValueError(f"train has shape {tuple(x.shape)} and test {tuple(test.shape)}; compute both with the same encoder.")
+    classes, y = y.unique(return_inverse=True)
+    if len(classes) < 2: raise ValueError(f"all train_labels are {classes[0]}: one class cannot be told from another.")
+    mean, scale = _standardise(x.flatten(0, -2))
+    x, test = (((part - mean) * scale).float() for part in (x, test.to(x)))
+
+    def predicted(rows, new, lr, run):
+        return _train(make, len(classes), x[rows], y[rows], lr, weight_decay, epochs, batch_size, run)(new)
+
+    accuracy, everything = {}, slice(None)
+    if len(lrs) > 1:
+        valid = split_rows(y, valid_fraction, seed)
+        accuracy = {lr: (predicted(~valid, x[valid], lr, seed) == y[valid]).double().mean().item() for lr in lrs}
+    lr = max(accuracy, key=accuracy.get, default=lrs[0])
+    found = [classes[predicted(everything, test, lr, seed + run)] for run in range(seeds)]
+    chosen = f" chosen of {len(lrs)} on {valid_fraction:.0%} of train" if accuracy else ""
+    protocol, notes = f"{protocol}, {epochs} epochs, lr {lr:g}{chosen})", dict(lr=lr, validation=accuracy)
+    if seeds == 1: return mean_score(found[0] == truth, protocol, **notes, **class_averages(found[0], truth))
+    return seed_score([(one == truth).double().mean().item() for one in found], protocol, **notes)
+
+def _train(make, classes, x, y, lr, weight_decay, epochs, batch_size, seed):
+    "A network trained by AdamW with a cosine schedule: a function from features to classes."
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.enable_grad():
+        torch.manual_seed(seed)
+        net, order = make(classes).to(x.device), torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        for _ in range(epochs):
+            for batch in torch.randperm(len(x), generator=order).to(x.device).split(batch_size):
+                loss = F.cross_entropy(net(x[batch]), y[batch])
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+            schedule.step()
+    return lambda new: torch.cat([net(part).argmax(1) for part in new.split(4096)])
+
 # %% ../../nbs/evaluators/05_probes.ipynb #2b5cadd0
 def labelled_rows(labels: Int[Tensor, "n"],
                   fraction: float | None = None,  # of all rows, in (0, 1]
@@ -317,6 +418,7 @@ def finetune(encoder: nn.Module,  # from images to features (n, d); left as it i
     """
     from ssl_nb.encoders import embed
 
+    for name, split in (("train", train), ("test", test)): check_labels(split.labels, len(split), name)
     known, y = train.labels.unique(return_inverse=True)
     if len(known) < 2: raise ValueError(f"all labels of train are {known.tolist()}: nothing to tell apart.")
     if head not in ("random", "probe"): raise ValueError(f"head={head!r} must be 'random' or 'probe'.")

@@ -5,6 +5,8 @@ __all__ = ['bootstrap', 'Score', 'mean_score', 'table', 'paired_difference', 'se
            'check_features', 'check_labels', 'measured', 'accumulator', 'unit_rows', 'rounding']
 
 # %% ../../nbs/evaluators/01_scores.ipynb #25044903
+import contextlib
+import functools
 import math
 import warnings
 from statistics import NormalDist
@@ -13,8 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from ..batch import full_precision
 
 # %% ../../nbs/evaluators/01_scores.ipynb #aaead094
 def bootstrap(values: Float[Tensor, "n ..."],  # one value (or row) for each example
@@ -330,8 +330,8 @@ def check_features(features: Float[Tensor, "n d"],  # any dtype and device; nump
 def _rescuable(x: Tensor, largest: float, name: str, any_scale: bool) -> Tensor:
     "In float64, which can hold the squares."
     if x.device.type == "mps" or not (any_scale or 1e-75 < largest < 1e75):
-        raise ValueError(f"{name} have {largest:.1e} as their largest entry, so that products of entries leave the range "
-                         f"of {x.dtype}; divide them by a constant such as {largest:.1e}.")
+        raise ValueError(f"{name} have {largest:.1e} as their largest entry: products of entries {'over' if largest > 1 else 'under'}"
+                         f"flow {x.dtype}; divide them by a constant such as {largest:.1e}.")
     return x.double()
 
 def _wider(dtype: torch.dtype) -> torch.dtype:
@@ -343,18 +343,28 @@ def _from_array(values) -> Tensor:
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, "n"]:
-    "Whole-number labels as int64, one for each row."
+    "Whole-number labels as int64, one for each row; -1 means unlabelled, and is refused."
     y = labels.detach() if isinstance(labels, Tensor) else _from_array(labels)
     if y.shape != (rows,):
         raise ValueError(f"{rows} rows of {name} need as many labels, got labels of shape {tuple(y.shape)}.")
     if y.is_floating_point() and (y != y.round()).any() or y.is_complex():
         raise ValueError(f"labels of {name} are {y.dtype} and not whole numbers; pass class indices.")
+    unknown = int((y == -1).sum())
+    if unknown:
+        raise ValueError(f"{unknown} of {rows} labels of {name} are -1, which means unlabelled; leave those rows out, such as by [labels != -1].")
     return y.long()
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a36af95f
 def measured(evaluator):
-    "Decorator: run without gradients, outside autocast, and in float32 or wider."
-    return torch.no_grad()(full_precision(evaluator))
+    "Decorator: run without gradients and outside autocast. The arguments stay as they are: their type says how they were rounded."
+    @functools.wraps(evaluator)
+    def run(*args, **kwargs):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for device in ("cpu", "cuda", "mps")[:3 if torch.backends.mps.is_available() else 2]:
+                if torch.is_autocast_enabled(device): stack.enter_context(torch.autocast(device, enabled=False))
+            return evaluator(*args, **kwargs)
+    return run
 
 # %% ../../nbs/evaluators/01_scores.ipynb #417e1fba
 def accumulator(x: Tensor) -> torch.dtype:
@@ -374,8 +384,8 @@ def _or_one(size: Tensor) -> Tensor:
 def rounding(dtype,  # of the features as they were given: a torch or numpy dtype
              n: int, d: int) -> float:
     "Share of the largest singular value, the mean included, below which rounding explains a direction of an (n, d) matrix."
-    name = str(dtype).removeprefix("torch.")
-    if name in ("float16", "bfloat16"):
-        stored = torch.finfo(getattr(torch, name)).eps * (n ** -0.5 + d ** -0.5)
-        return max(stored, rounding("float32", n, d))
-    return torch.finfo(torch.float32 if name == "float32" else torch.float64).eps * max(n, d) ** 0.5
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+    shares = [torch.finfo(torch.float64).eps * max(n, d, 16)]
+    if name in ("float32", "float16", "bfloat16"): shares.append(torch.finfo(torch.float32).eps * max(n, d) ** 0.5)
+    if name in ("float16", "bfloat16"): shares.append(torch.finfo(getattr(torch, name)).eps * (n ** -0.5 + d ** -0.5))
+    return max(shares)

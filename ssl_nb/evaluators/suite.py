@@ -16,16 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import cache
-from ..encoders import embed
+from ..encoders import embed, evaluating
+from .clustering import clustering
 from .equivariance import equivariance_r2
-from .geometry import alignment, manifold_capacity, two_nn, uniformity
+from .geometry import alignment, manifold_capacity, tolerance, two_nn, uniformity
 from .neighbours import check_k, knn, retrieval
-from .probes import finetune, label_efficiency, linear_probe
-from .robustness import ood_scores, shape_sensitivity
+from .probes import attentive_probe, balanced_accuracy, finetune, fit_linear, label_efficiency, linear_probe, mlp_probe
+from .robustness import calibration, ood_scores, shape_sensitivity
 from .scores import Score, check_features, comparisons
 from .spectrum import (alpha_req, coherence, effective_rank, feature_std, lidar, nesum, participation_ratio, rankme, self_cluster,
                                         spectrum, stable_rank)
-from .transferability import log_me, trans_rate
+from .transferability import h_score, log_me, trans_rate
 from ..spelling import unknown
 
 # %% ../../nbs/evaluators/11_suite.ipynb #35dbd9d4
@@ -45,20 +46,8 @@ class Asked:
         self.k, self.seed, self.keep, self.most = k, seed, keep, most
 
     def features(self, images: Tensor) -> Float[Tensor, "n d"]:
-        "Features on the encoder's device, from the cache if the same weights saw the same images before."
-        if not self.keep: return embed(self.encoder, images)
-        key = cache.digest(self.identity, images)
-        found = cache.recall("embeddings", key)
-        if found is None:
-            found = {"features": embed(self.encoder, images)}
-            cache.keep("embeddings", key, found)
-        return found["features"].to(next((p.device for p in self.encoder.parameters()), images.device))
-
-    @cached_property
-    def identity(self) -> str:
-        "Of class, structure and weights; not of the code of the forward pass."
-        kind = f"{type(self.encoder).__module__}.{type(self.encoder).__qualname__}"
-        return cache.digest("features", kind, repr(self.encoder), self.encoder.state_dict())
+        "Features on the encoder's device, from the cache if the same encoder saw the same images before."
+        return _kept(self.encoder, images) if self.keep else embed(self.encoder, images)
 
     @cached_property
     def labelled(self) -> tuple:
@@ -66,6 +55,18 @@ class Asked:
         train, test = self.splits
         bank = self.features(train.images)
         return bank, train.labels.to(bank.device), self.test, test.labels.to(bank.device)
+
+    @cached_property
+    def tokens(self) -> tuple:
+        "As `labelled`, with the patch tokens (n, t, d) of each image in place of its features."
+        if not hasattr(self.encoder, "patch_tokens"):
+            raise ValueError("an attentive probe needs an encoder with patch_tokens, as those of encoders.create have; this one gives pooled features only.")
+        device, found = next((p.device for p in self.encoder.parameters()), torch.device("cpu")), []
+        with torch.no_grad(), evaluating(self.encoder):
+            for split in self.splits:
+                found.append(torch.cat([self.encoder.patch_tokens(part.to(device)) for part in split.images.split(256)]))
+                found.append(split.labels.to(device))
+        return tuple(found)
 
     @cached_property
     def test(self) -> Float[Tensor, "n d"]: return self.features(self.splits[1].images)
@@ -82,8 +83,15 @@ class Asked:
     @cached_property
     def sample(self) -> Tensor:
         "Test images drawn by the seed, `most` at most."
-        images, generator = self.splits[1].images, torch.Generator().manual_seed(self.seed)
-        return images[torch.randperm(len(images), generator=generator)[:self.most].to(images.device)]
+        return self.splits[1].images[self.sample_rows.to(self.splits[1].images.device)]
+
+    @cached_property
+    def sample_rows(self) -> Tensor:
+        count, generator = len(self.splits[1].images), torch.Generator().manual_seed(self.seed)
+        return torch.randperm(count, generator=generator)[:self.most]
+
+    @cached_property
+    def probe(self) -> Score: return linear_probe(*self.labelled)
 
     def views(self, count: int) -> Float[Tensor, "n count d"]:
         "Embeddings of several SimCLR views of each image of the sample."
@@ -101,6 +109,34 @@ class Asked:
         turned = views.affine(images, (angle * widest).to(images.device), still, torch.ones(len(images), device=images.device), still)
         return self.features(self.sample), self.features(turned.clamp(0, 1)), angle[:, None]
 
+# %% ../../nbs/evaluators/11_suite.ipynb #b04682a0
+def _kept(encoder: nn.Module, images: Tensor) -> Float[Tensor, "n d"]:
+    "Features from the cache, if the encoder reproduces some of them; else computed, and kept."
+    few = torch.linspace(0, len(images) - 1, min(8, len(images)), device=images.device).round().long()
+    now = embed(encoder, images[few])
+    key = cache.digest("features", now, str(now.device), _context(now.device.type), images, f"{type(encoder).__module__} {encoder!r}",
+                       dict(encoder.named_parameters()), dict(encoder.named_buffers()))
+    found = cache.recall("embeddings", key)
+    rounding = _rounding(encoder, now)
+    if found is None or not _reproduced(found["features"][few.cpu()], now.cpu(), rounding):
+        found = {"features": embed(encoder, images)}
+        if _reproduced(found["features"][few.to(now.device)], now, rounding): cache.keep("embeddings", key, found)
+    return found["features"].to(now.device)
+
+def _context(device: str) -> str:
+    "What surrounds a forward pass and changes its numbers."
+    return f"autocast {torch.is_autocast_enabled(device)} {torch.get_autocast_dtype(device)}"
+
+def _rounding(encoder: nn.Module, features: Tensor) -> float:
+    "How far, as a share of the largest feature, the rounding of another batch size may move one: the root of the coarsest type's eps."
+    kind = features.device.type
+    types = {p.dtype for p in encoder.parameters() if p.is_floating_point()} | {features.dtype}
+    if torch.is_autocast_enabled(kind): types.add(torch.get_autocast_dtype(kind))
+    return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
+
+def _reproduced(kept: Tensor, now: Tensor, rounding: float) -> bool:
+    return kept.shape == now.shape and bool((kept - now).abs().max() <= rounding * now.abs().max())
+
 # %% ../../nbs/evaluators/11_suite.ipynb #38d030f3
 @dataclass(frozen=True)
 class Entry:
@@ -111,13 +147,19 @@ class Entry:
     needs_ood: bool = False
     needs_images: bool = False  # features alone are not enough
     minutes: bool = False  # trains a network: only by name
+    of_sample: bool = False  # its samples are those of `Asked.sample`, not of all test images
 
 _EVALUATORS = {
     "knn": Entry(lambda a: knn(*a.labelled, k=a.k), "higher", True),
-    "linear_probe": Entry(lambda a: linear_probe(*a.labelled), "higher", True),
+    "linear_probe": Entry(lambda a: a.probe, "higher", True),
+    "balanced_accuracy": Entry(lambda a: balanced_accuracy(a.probe, a.labelled[3]), "higher", True),
+    "macro_f1": Entry(lambda a: Score(a.probe.notes["macro_f1"], f"{a.probe.protocol}, macro-F1"), "higher", True),
+    "mlp_probe": Entry(lambda a: mlp_probe(*a.labelled), "higher", True, minutes=True),
+    "attentive_probe": Entry(lambda a: attentive_probe(*a.tokens), "higher", True, minutes=True, needs_images=True),
     "label_efficiency": Entry(lambda a: label_efficiency(*a.labelled, fractions=_fractions(a.labelled[1])), "higher", True),
     "finetune": Entry(lambda a: finetune(a.encoder, *a.splits, seeds=1), "higher", True, minutes=True, needs_images=True),
     "retrieval": Entry(lambda a: retrieval(a.test, a.labelled[3]), "higher", True),
+    "clustering": Entry(lambda a: clustering(a.test, a.labelled[3]), "higher", True),
     "rankme": Entry(lambda a: rankme(a.spectrum), "higher"),
     "effective_rank": Entry(lambda a: effective_rank(a.spectrum), "higher"),
     "stable_rank": Entry(lambda a: stable_rank(a.spectrum), "higher"),
@@ -130,18 +172,29 @@ _EVALUATORS = {
     "feature_std": Entry(lambda a: feature_std(a.test), "higher"),
     "alignment": Entry(lambda a: alignment(*a.views(2).unbind(1)), "lower", needs_images=True),
     "uniformity": Entry(lambda a: uniformity(a.test), "lower"),
+    "tolerance": Entry(lambda a: tolerance(a.test, a.labelled[3]), needs_labels=True),
     "two_nn": Entry(lambda a: two_nn(a.test)),
     "manifold_capacity": Entry(lambda a: manifold_capacity(_by_class(a)), "higher", True),
     "log_me": Entry(lambda a: log_me(*a.labelled[:2]), "higher", True),
+    "h_score": Entry(lambda a: h_score(*a.labelled[:2]), "higher", True),
     "trans_rate": Entry(lambda a: trans_rate(*a.labelled[:2]), "higher", True),
     "equivariance_r2": Entry(lambda a: equivariance_r2(*a.rotated()), needs_images=True),
-    "shape_sensitivity": Entry(lambda a: shape_sensitivity(a.encoder, a.sample), "higher", needs_images=True),
+    "calibration": Entry(lambda a: _calibrated(a), "lower", True),
+    "shape_sensitivity": Entry(lambda a: shape_sensitivity(a.encoder, a.sample), "higher", needs_images=True, of_sample=True),
     "ood_scores": Entry(lambda a: ood_scores(a.labelled[0], a.test, a.ood, a.labelled[1]), "higher", True, needs_ood=True),
 }
 
 def _fractions(labels: Tensor) -> list[float]:
     "Of 1 %, 10 % and 100 %, those with a label for each class."
     return [share for share in (0.01, 0.1, 1.0) if share * len(labels) >= len(labels.unique())]
+
+def _calibrated(asked: Asked) -> dict[str, Score]:
+    "Calibration of the linear probe on test, at the strength that it has chosen."
+    train, y, test, truth = asked.labelled
+    known, y = y.unique(return_inverse=True)
+    if not torch.isin(truth, known).all(): raise ValueError("test has labels that train does not have; the probe gives them no probability.")
+    weight, bias, _ = fit_linear(train, y, len(known), l2=asked.probe.notes["l2"])
+    return calibration((test.to(weight) @ weight + bias).softmax(1), torch.searchsorted(known, truth))
 
 def _by_class(asked: Asked) -> list[Tensor]:
     "Test features of each class of two images or more, 50 at most: the manifolds."
@@ -216,7 +269,8 @@ def evaluate(encoder,  # a module from images to features, or several by name: {
     """Ask many evaluators about one encoder or several; features are computed once.
 
     An evaluator that refuses (a collapsed encoder, too few rows) is a row with the reason as its note.
-    Intervals are over test examples or seeds, as the column `of` says. Raises `ValueError`, before anything is
+    Intervals are over test examples or seeds, as the column `of` says; where `data.spec.group` names a field of the
+    splits, such as the patient of each image, those over examples become intervals over its groups. Raises `ValueError`, before anything is
     embedded, for unknown names, data without labels where they are needed, k above the bank, and encoders that
     do not take the images.
     """
@@ -225,6 +279,8 @@ def evaluate(encoder,  # a module from images to features, or several by name: {
     encoders = encoder if isinstance(encoder, dict) else {"encoder": encoder}
     sets, elsewhere = _loaded(data), None if ood is None else _loaded(ood).test
     chosen = _applicable(suite, sets, elsewhere, k)
+    group = getattr(sets.spec, "group", None)
+    groups = None if group is None else sets.test.fields[group]
     for name, module in encoders.items(): _try(name, module, sets.test.images, None if elsewhere is None else elsewhere.images)
     rows = []
     with tqdm(total=len(encoders) * len(chosen), unit="evaluator", disable=not progress, leave=False) as bar:
@@ -233,17 +289,23 @@ def evaluate(encoder,  # a module from images to features, or several by name: {
             asked.labelled  # so that no evaluator pays for what all of them read
             for evaluator in chosen:
                 bar.set_postfix_str(f"{name}: {evaluator}")
-                rows += [dict(encoder=name, evaluator=evaluator, **row) for row in _rows(evaluator, asked)]
+                rows += [dict(encoder=name, evaluator=evaluator, **row) for row in _rows(evaluator, asked, groups)]
                 bar.update()
     return Evaluation(rows)
 
-def _rows(evaluator: str, asked: Asked) -> list[dict]:
-    "The scores of one evaluator, or why there are none."
-    begun = time.perf_counter()
-    try: found, note = _flat(_EVALUATORS[evaluator].ask(asked)), ""
+def _rows(evaluator: str, asked: Asked, groups=None) -> list[dict]:
+    "The scores of one evaluator, or why there are none; intervals over groups of the test images where they are given."
+    begun, entry = time.perf_counter(), _EVALUATORS[evaluator]
+    if groups is not None and entry.of_sample: groups = groups[asked.sample_rows]
+    try: found, note = [_grouped(score, groups) for score in _flat(entry.ask(asked))], ""
     except ValueError as error: found, note = [Score(float("nan"), evaluator)], str(error)
     seconds = time.perf_counter() - begun
     return [dict(score=score, seconds=seconds / len(found), note=note or (score.protocol if score != score else "")) for score in found]
+
+def _grouped(score: Score, groups) -> Score:
+    "With an interval over groups, if it has a sample for each image."
+    each = groups is not None and score.of == "examples" and score.samples is not None and len(score.samples) == len(groups)
+    return score.over(groups) if each else score
 
 def _loaded(source):
     from ssl_nb import data
@@ -254,7 +316,7 @@ def _applicable(suite, sets, ood, k: int) -> tuple[str, ...]:
     chosen = _chosen(suite)
     for split in ("train", "test"):
         if len(getattr(sets, split)) < 2: raise ValueError(f"the {split} split holds {len(getattr(sets, split))} images; an evaluation needs 2 or more.")
-    labels = bool((sets.train.labels >= 0).all() and (sets.test.labels >= 0).all())
+    labels = not bool((sets.train.labels == -1).any() or (sets.test.labels == -1).any())
     lacking = {name: "labels of every image (some are -1: unknown)" if _EVALUATORS[name].needs_labels and not labels
                else "ood=, a data set from elsewhere" if _EVALUATORS[name].needs_ood and ood is None else "" for name in chosen}
     by_name = [] if isinstance(suite, str) and suite in SUITES else [f"{name} needs {what}" for name, what in lacking.items() if what]
@@ -304,13 +366,22 @@ class Evaluation:
         up = [better(*row) == "higher" for row in values.index]
         return values.mul([1 if higher else -1 for higher in up], axis=0).rank(axis=1, ascending=False, method="min")
 
-    def compare(self, evaluator: str):
-        "Paired differences between all encoders under one evaluator, corrected (`scores.comparisons`)."
-        found = {r["encoder"]: r["score"] for r in reversed(self.rows) if r["evaluator"] == evaluator and r["score"].samples is not None}
+    def compare(self, evaluator: str, protocol: str = ""):
+        """Paired differences between all encoders under one score, corrected (`scores.comparisons`).
+
+        `protocol` is a part of the score's protocol, such as "map", needed where the evaluator gives several scores with
+        samples: `ValueError` lists them.
+        """
+        rows = [r for r in self.rows if r["evaluator"] == evaluator and r["score"].samples is not None]
+        found = [(r["encoder"], r["score"]) for r in rows if protocol in r["score"].protocol]
+        if len(found) > len(dict(found)) or rows and not found:
+            have = ", ".join(dict.fromkeys(repr(r["score"].protocol) for r in rows))
+            raise ValueError(f"protocol={protocol!r} names {'several' if found else 'none'} of the scores of {evaluator!r}; take a part that "
+                             f"only one of these has: {have}")
         if len(found) < 2:
             have = sorted({r["evaluator"] for r in self.rows if r["score"].samples is not None})
             raise ValueError(f"{evaluator!r} has samples of {len(found)} encoders, two are needed; evaluators with samples: {', '.join(have) or 'none'}")
-        return comparisons({name: found[name] for name in self.encoders if name in found})
+        return comparisons(dict(found))
 
     def figure(self):
         "Several encoders: a heat map with ranks. One: its scores with their intervals."

@@ -25,13 +25,13 @@ from .. import data, encoders
 from ..encoders import Encoder, attention_weights
 from .panels import Bars, Dots, Explorer, Line, Panel, Picture, choice, slider, switch
 
-# %% ../../nbs/explore/04_attention_map.ipynb #bfd43592
+# %% ../../nbs/explore/04_attention_map.ipynb #63991930
 def as_encoder(
-    model: nn.Module,  # an ssl_nb Encoder, anything that has one as `.encoder`, or a plain timm vision transformer
+    model: nn.Module,  # an ssl_nb Encoder, something that has one as `.evaluated` or `.encoder`, or a timm vision transformer
 ) -> Encoder:
-    "The model as an Encoder. A timm model normalises by its `pretrained_cfg`."
-    if isinstance(model, Encoder): return model
-    if isinstance(getattr(model, "encoder", None), Encoder): return model.encoder
+    "The model as an Encoder; of a method, the one that it evaluates (for DINO the teacher's). A timm model normalizes by its `pretrained_cfg`."
+    for inner in (model, getattr(model, "evaluated", None), getattr(model, "encoder", None)):
+        if isinstance(inner, Encoder): return inner
     if not hasattr(model, "forward_features") or not hasattr(model, "num_features"):
         raise TypeError(f"{type(model).__name__} is no encoder to look into; give a timm vision transformer, "
                         'or encoders.create("vit")')
@@ -307,7 +307,7 @@ def attention_entropy(
     "Entropy of a row of attention, averaged over rows: from 0 to log s."
     return torch.special.entr(attention).sum(-1).mean(-1)
 
-# %% ../../nbs/explore/04_attention_map.ipynb #1310a8c2
+# %% ../../nbs/explore/04_attention_map.ipynb #5d66bd09
 def pca_colours(
     *tokens: Float[Tensor, "t d"],  # of one image each; from one encoder, or from encoders of one width
 ) -> list[UInt8[Tensor, "t 3"]]:
@@ -317,17 +317,17 @@ def pca_colours(
     widths = {t.shape[-1] for t in tokens}
     if len(widths) != 1:
         raise ValueError(f"tokens have widths {sorted(widths)}; a shared basis needs one width, or colour each by itself")
-    together = torch.cat(tokens).float()
+    together = torch.cat(tokens).double()
     centred = together - together.mean(0)
     wide = centred.shape[1] > len(centred)  # decompose the smaller of the two Gram matrices
-    _, vectors = torch.linalg.eigh((centred @ centred.T if wide else centred.T @ centred).double())
-    axes = vectors[:, -3:].flip(1).float()
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    deviation, axes = (values[-3:].flip(0).clamp_min(0) / len(centred)).sqrt(), vectors[:, -3:].flip(1)
+    alive = deviation > 1e-5 * together.norm(dim=1).mean()  # below, a direction is rounding, and differs from CPU to CPU
     if wide: axes = nn.functional.normalize(centred.T @ axes, dim=0)
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    scores = centred @ axes
-    scores = nn.functional.pad(scores, (0, 3 - scores.shape[1]))
+    short = (0, 3 - axes.shape[1])  # fewer than three tokens or dimensions
+    scores, alive = nn.functional.pad((centred @ axes).float(), short), nn.functional.pad(alive, short)
     low, high = (scores.quantile(q, 0) for q in (0.01, 0.99))
-    alive = scores.std(0, correction=0) > 1e-5 * together.norm(dim=1).mean()
     unit = torch.where(alive, (scores - low) / (high - low).clamp_min(1e-12), 0.5).clamp(0, 1) - 0.5
     mix = torch.tensor([[0.75, 0.75, 0.75], [0.35, 0.3, -0.65], [0.4, -0.2, 0.0]])
     return [c.mul(255).round().byte() for c in (0.5 + unit @ mix).clamp(0, 1).split([len(t) for t in tokens])]
@@ -377,7 +377,7 @@ def overlay(
         if shape is not None: picture[_edge(_enlarged(shape, factor), max(1, round(side / 128)))] = ink
     return picture
 
-# %% ../../nbs/explore/04_attention_map.ipynb #da803427
+# %% ../../nbs/explore/04_attention_map.ipynb #7eba7d1c
 @dataclass(frozen=True)
 class Recipe:
     "Settings of `scenes_vit`; each different setting is another encoder, with a file of its own."
@@ -455,7 +455,7 @@ def _train(encoder: Encoder, train, recipe: Recipe, report) -> Encoder:
         method = methods.create(recipe.method, encoder, views=views, **dict(recipe.knobs))
         training.fit(method, train, epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr, clip=1.0, device="cpu",
                      weight_decay=recipe.weight_decay, seed=recipe.seed, report=report)
-    return encoder.eval()
+    return method.evaluated.eval()
 
 # %% ../../nbs/explore/04_attention_map.ipynb #b254cbad
 def _digest(state: dict[str, Tensor]) -> str:

@@ -16,7 +16,7 @@ from ..evaluators.equivariance import factor_r2
 from .panels import Bars, Explorer, Panel, Picture, button, choice, slider, switch
 from ..figures import PALETTE, mosaic
 
-# %% ../../nbs/explore/05_views_gallery.ipynb #4a45eacf
+# %% ../../nbs/explore/05_views_gallery.ipynb #0cb0fff7
 FACTORS = ("position", "scale", "angle", "colour")  # those of `scenes` that are numbers
 
 
@@ -30,7 +30,7 @@ class Reading:
 
 def read(name: str, method, sets: data.Data) -> Reading:
     "R2 of every factor and the accuracy of the label (offline_linear), from representation and embedding."
-    spaces = {"representation": method.encoder, "embedding": torch.nn.Sequential(method.encoder, method.projector)}
+    spaces = {"representation": method.evaluated, "embedding": torch.nn.Sequential(method.encoder, method.projector)}
     asked = {}
     for space, network in spaces.items():
         train, test = (encoders.embed(network, split.images).cpu() for split in (sets.train, sets.test))

@@ -5,6 +5,7 @@ __all__ = ['JointEmbedding', 'simclr', 'moco', 'barlow_twins', 'vicreg', 'byol',
 
 # %% ../../nbs/methods/02_joint_embedding.ipynb #ffe4478f
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -32,6 +33,8 @@ class JointEmbedding(Method):
         views: Callable | None = None,  # view maker; None: SimCLR's
     ):
         super().__init__(encoder, views or default_views("simclr", encoder))
+        if momentum is not None and not callable(momentum) and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, but it is the part that the teacher keeps of itself; use 0 to 1, such as 0.99")
         if not isinstance(projector, nn.Module):
             projector = mlp([encoder.num_features, *projector])
         self.projector, self.predictor, self.compare = projector, predictor or nn.Identity(), compare
@@ -80,8 +83,10 @@ def _chosen(views, which):
 @register(
     "simclr", summary="pull two views of an image together, push all other images of the batch away",
     paper="Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1",
-    equation=r"\ell_{i,j} = -\log \frac{\exp(s_{i,j}/\tau)}{\sum_{k \ne i} \exp(s_{i,k}/\tau)}",
-    parts={"projector": "MLP", "predictor": "none", "target": "same weights", "loss": "`nt_xent`"})
+    equation=r"\mathcal{L} = -\frac{1}{2n} \sum_{i=1}^{2n} \log \frac{\exp(s_{i,i'}/\tau)}{\sum_{k \ne i} \exp(s_{i,k}/\tau)},"
+             r" \quad s_{i,k} = \cos(z_i, z_k)",
+    parts={"views": "`simclr`", "projector": "MLP", "predictor": "none", "target": "same weights", "loss": "`nt_xent`"},
+    paper_knobs={"temperature": "0.1; 0.5 on CIFAR-10", "projector": (2048, 128)})
 def simclr(encoder, *, temperature=0.2, projector=(256, 128), views=None):
     return JointEmbedding(encoder, lambda p, _: objectives.nt_xent(*p, temperature=temperature),
                           projector=projector, views=views)
@@ -90,8 +95,11 @@ def simclr(encoder, *, temperature=0.2, projector=(256, 128), views=None):
 @register(
     "moco", summary="contrast against a queue of keys that a slowly moving encoder made",
     paper="He et al. 2020, Momentum Contrast for Unsupervised Visual Representation Learning, eq. 1-2",
-    equation=r"\mathcal{L}_q = -\log \frac{\exp(q \cdot k_+/\tau)}{\exp(q \cdot k_+/\tau) + \sum_{k \in \text{queue}} \exp(q \cdot k/\tau)}",
-    parts={"projector": "MLP", "predictor": "none", "target": "EMA teacher and queue", "loss": "`MoCoQueue`"})
+    equation=r"\mathcal{L} = -\frac1n \sum_{i=1}^{n} \log \frac{\exp(q_i \cdot k_i/\tau)}"
+             r"{\exp(q_i \cdot k_i/\tau) + \sum_{m \in \text{queue}} \exp(q_i \cdot m/\tau)}, \quad \|q_i\| = \|k_i\| = \|m\| = 1",
+    parts={"views": "`simclr`", "projector": "MLP", "predictor": "none", "target": "EMA teacher and queue", "loss": "`MoCoQueue`",
+           "unlike the paper": "no shuffled batch normalization; MLP, temperature and blurred views are those of MoCo v2"},
+    paper_knobs={"temperature": 0.07, "queue": 65536, "momentum": 0.999, "projector": (128,), "views": "as SimCLR's, without blur"})
 def moco(encoder, *, temperature=0.2, queue=4096, momentum=0.99, projector=(256, 128), views=None):
     compare = _OneDirection(objectives.MoCoQueue(queue, projector[-1], temperature=temperature))
     return JointEmbedding(encoder, compare, projector=projector, momentum=momentum,
@@ -102,7 +110,8 @@ def moco(encoder, *, temperature=0.2, queue=4096, momentum=0.99, projector=(256,
     "barlow_twins", summary="make the cross-correlation of two views' embeddings the identity",
     paper="Zbontar et al. 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction, eq. 1-2",
     equation=r"\mathcal{L} = \sum_i (1 - C_{ii})^2 + \lambda \sum_i \sum_{j \ne i} C_{ij}^2",
-    parts={"projector": "MLP, wide", "predictor": "none", "target": "same weights", "loss": "`barlow_twins`"})
+    parts={"views": "`simclr`", "projector": "MLP, wide", "predictor": "none", "target": "same weights", "loss": "`barlow_twins`"},
+    paper_knobs={"projector": (8192, 8192, 8192), "views": "`byol`"})
 def barlow_twins(encoder, *, lambda_=5e-3, projector=(512, 512, 512), views=None):
     return JointEmbedding(encoder, lambda p, _: objectives.barlow_twins(*p, lambda_=lambda_, parts=True),
                           projector=projector, views=views)
@@ -111,8 +120,12 @@ def barlow_twins(encoder, *, lambda_=5e-3, projector=(512, 512, 512), views=None
 @register(
     "vicreg", summary="keep the variance of every dimension, decorrelate dimensions, bring views together",
     paper="Bardes et al. 2022, VICReg: Variance-Invariance-Covariance Regularization, eq. 1-6",
-    equation=r"\ell = \lambda\, s(Z, Z') + \mu\,[v(Z) + v(Z')] + \nu\,[c(Z) + c(Z')]",
-    parts={"projector": "MLP, wide", "predictor": "none", "target": "same weights", "loss": "`vicreg`"})
+    equation=r"\mathcal{L} = \frac{\lambda}{nd} \|Z - Z'\|^2 + \frac{\mu}{2} [v(Z) + v(Z')] + \nu\, [c(Z) + c(Z')],"
+             r" \quad v(Z) = \frac1d \sum_j \max\big(0, 1 - \sqrt{C_{jj} + 10^{-4}}\big), \quad c(Z) = \frac1d \sum_{i \ne j} C_{ij}^2",
+    parts={"views": "`simclr`", "projector": "MLP, wide", "predictor": "none", "target": "same weights", "loss": "`vicreg`",
+           "weights": r"$\lambda$: `invariance`, $\mu$: `variance`, $\nu$: `covariance`",
+           "unlike the paper": "invariance divided by $d$ and variance by 2, as in the authors' code"},
+    paper_knobs={"projector": (8192, 8192, 8192), "views": "`byol`"})
 def vicreg(encoder, *, invariance=25.0, variance=25.0, covariance=1.0, projector=(512, 512, 512), views=None):
     weights = dict(invariance=invariance, variance=variance, covariance=covariance)
     return JointEmbedding(encoder, lambda p, _: objectives.vicreg(*p, **weights, parts=True),
@@ -122,8 +135,11 @@ def vicreg(encoder, *, invariance=25.0, variance=25.0, covariance=1.0, projector
 @register(
     "byol", summary="predict what a slowly moving teacher says of another view; no negatives",
     paper="Grill et al. 2020, Bootstrap Your Own Latent, eq. 2-3",
-    equation=r"\mathcal{L} = \|\bar q(z_0) - \bar z'_1\|^2 + \|\bar q(z_1) - \bar z'_0\|^2, \quad \xi \leftarrow \tau\xi + (1 - \tau)\theta",
-    parts={"projector": "MLP", "predictor": "MLP, linear, none or DirectPred", "target": "EMA teacher", "loss": "`byol`"})
+    equation=r"\mathcal{L} = \frac1n \sum_{i=1}^{n} \big( \|\bar q(z_i) - \bar t'_i\|^2 + \|\bar q(z'_i) - \bar t_i\|^2 \big),"
+             r" \quad \bar x = x / \|x\|, \quad \xi \leftarrow \tau\xi + (1 - \tau)\theta",
+    parts={"views": "`byol`", "projector": "MLP", "predictor": "MLP (hidden: half the embedding; paper: 4096), linear, none or DirectPred",
+           "target": "EMA teacher", "loss": "`byol`"},
+    paper_knobs={"momentum": 0.996, "projector": (4096, 256)})
 def byol(encoder, *, momentum=0.99, predictor="mlp", projector=(256, 128), views=None):
     return JointEmbedding(encoder, lambda p, t: objectives.byol(*p, *t), projector=projector,
                           predictor=make_predictor(predictor, projector[-1]),
@@ -134,9 +150,12 @@ def byol(encoder, *, momentum=0.99, predictor="mlp", projector=(256, 128), views
 @register(
     "simsiam", summary="predict the other view's embedding, without a gradient through the target",
     paper="Chen and He 2021, Exploring Simple Siamese Representation Learning, eq. 1-2",
-    equation=r"\mathcal{L} = \tfrac12 D(p_0, \mathrm{stopgrad}(z_1)) + \tfrac12 D(p_1, \mathrm{stopgrad}(z_0))",
-    parts={"projector": "MLP with a last normalisation", "predictor": "MLP, linear, none or DirectPred",
-           "target": "same weights, no gradient", "loss": "`simsiam`"})
+    equation=r"\mathcal{L} = \tfrac12 D(p, \mathrm{stopgrad}(z')) + \tfrac12 D(p', \mathrm{stopgrad}(z)),"
+             r" \quad D(p, z) = -\frac1n \sum_{i=1}^{n} \cos(p_i, z_i)",
+    parts={"views": "`simclr`", "projector": "MLP with a last normalization",
+           "predictor": "MLP (hidden: half the embedding; paper: a quarter), linear, none or DirectPred",
+           "target": "same weights, no gradient", "loss": "`simsiam`"},
+    paper_knobs={"projector": (2048, 2048, 2048), "views": "those of MoCo v2: crops from 0.2, jitter 0.4"})
 def simsiam(encoder, *, stop_gradient=True, predictor="mlp", projector=(256, 128), last_norm=True, views=None):
     return JointEmbedding(encoder, lambda p, t: objectives.simsiam(*p, *t, stop_gradient=stop_gradient),
                           projector=mlp([encoder.num_features, *projector], last_norm=last_norm),
@@ -146,8 +165,12 @@ def simsiam(encoder, *, stop_gradient=True, predictor="mlp", projector=(256, 128
 @register(
     "swav", summary="predict a view's cluster from another view, with clusters of equal size",
     paper="Caron et al. 2020, Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, eq. 1-5",
-    equation=r"\mathcal{L} = -\tfrac12 \sum_k q^1_k \log p^0_k - \tfrac12 \sum_k q^0_k \log p^1_k, \quad q = \mathrm{Sinkhorn}(C^\top z/\varepsilon)",
-    parts={"projector": "MLP", "predictor": "prototypes", "target": "Sinkhorn assignments", "loss": "`swav`"})
+    equation=r"\mathcal{L} = -\frac{1}{n\,|P|} \sum_{(v, w) \in P} \sum_{i, k} q^v_{ik} \log p^w_{ik},"
+             r" \quad q^v = \mathrm{Sinkhorn}(S^v/\varepsilon), \quad p^w = \mathrm{softmax}(S^w/\tau)",
+    parts={"views": "`simclr`", "projector": "MLP", "predictor": "prototypes; $S$ are the cosines with them",
+           "target": "Sinkhorn assignments", "pairs": "$P$: one of the first two views, and a different view", "loss": "`swav`",
+           "unlike the paper": "no queue; prototypes move from the first step on"},
+    paper_knobs={"prototypes": 3000, "projector": (2048, 128), "views": "multi-crop: 2 large, 6 small"})
 def swav(encoder, *, prototypes=256, temperature=0.1, epsilon=0.05, projector=(256, 128), views=None):
     compare = lambda scores, _: objectives.swav(scores, temperature=temperature, epsilon=epsilon)
     return JointEmbedding(encoder, compare, projector=projector,
@@ -155,17 +178,22 @@ def swav(encoder, *, prototypes=256, temperature=0.1, epsilon=0.05, projector=(2
 
 
 @register(
-    "dino", summary="match a teacher's centred and sharpened distribution over many outputs, from crops of all sizes",
+    "dino", summary="match a teacher's centered and sharpened distribution over many outputs, from crops of all sizes",
     paper="Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, eq. 1-4",
-    equation=r"\mathcal{L} = \sum_{x \in \text{global}} \sum_{x' \ne x} H\big(P_t(x), P_s(x')\big)",
-    parts={"projector": "`DINOHead`", "predictor": "none", "target": "EMA teacher, centred", "loss": "`DINOLoss`"})
+    equation=r"\mathcal{L} = \frac{1}{n\,|P|} \sum_{(v, w) \in P} \sum_{i=1}^{n} H\big(p_{t,i}^v, p_{s,i}^w\big),"
+             r" \quad p_t = \mathrm{softmax}\big((t - c)/\tau_t\big), \quad p_s = \mathrm{softmax}(z/\tau_s)",
+    parts={"views": "`dino`", "projector": "`DINOHead`", "predictor": "none", "target": "EMA teacher, centered",
+           "pairs": "$P$: a global view, and a different view", "loss": "`DINOLoss`", "evaluated": "the teacher's encoder",
+           "unlike the paper": "teacher temperature constant; last layer never frozen; the printed equation sums over pairs"},
+    paper_knobs={"out_dim": 65536, "teacher_temperature": "0.04 to 0.07 over 30 epochs"})
 def dino(encoder, *, out_dim=1024, momentum=0.996, teacher_temperature=0.04, student_temperature=0.1,
          center_momentum=0.9, views=None):
     compare = objectives.DINOLoss(out_dim, student_temperature=student_temperature,
                                   teacher_temperature=teacher_temperature, center_momentum=center_momentum)
+    local_size = _take_any_size(encoder)
     return JointEmbedding(encoder, compare, projector=objectives.DINOHead(encoder.num_features, out_dim),
                           momentum=partial(objectives.momentum_schedule, momentum), target_views=(0, 1),
-                          evaluate_teacher=True, views=views or default_views("dino", encoder))
+                          evaluate_teacher=True, views=views or default_views("dino", encoder, local_size=local_size))
 
 # %% ../../nbs/methods/02_joint_embedding.ipynb #cee8e45d
 def make_predictor(
@@ -179,6 +207,19 @@ def make_predictor(
     if kind not in makers:
         raise ValueError(f"predictor {kind!r} is not known; choose one of {', '.join(makers)}")
     return makers[kind]()
+
+# %% ../../nbs/methods/02_joint_embedding.ipynb #aca51c43
+def _take_any_size(encoder):
+    "Let a timm vision transformer interpolate its positions. Returns the side of DINO's small crops; None: the preset's."
+    backbone = getattr(encoder, "backbone", encoder)
+    if not hasattr(backbone, "dynamic_img_size"):
+        return None
+    from timm.layers import Format
+
+    embed, backbone.dynamic_img_size = backbone.patch_embed, True
+    embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+    patch = math.lcm(*embed.patch_size)
+    return patch * max(2, round(encoder.img_size * 96 / 224 / patch))
 
 # %% ../../nbs/methods/02_joint_embedding.ipynb #76895791
 class _OneDirection(nn.Module):

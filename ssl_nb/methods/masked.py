@@ -17,9 +17,12 @@ from .method import Method, Step, default_views, register
 @register(
     "mae", family="masked prediction", summary="reconstruct three quarters of a picture from the rest",
     paper="He et al. 2022, Masked Autoencoders Are Scalable Vision Learners, section 3",
-    equation=r"\mathcal{L} = \frac{1}{|M|} \sum_{i \in M} \frac{1}{c p^2} \| \hat x_i - \tilde x_i \|^2",
-    parts={"tokens": "patches", "corruption": "random masking, dropped from the encoder", "predictor": "transformer decoder",
-           "target": "pixels, normalised by patch", "loss": "`masked_mse`"})
+    equation=r"\mathcal{L} = \frac{1}{|M|} \sum_{i \in M} \frac{1}{c p^2} \| \hat x_i - \tilde x_i \|^2,"
+             r" \quad \tilde x_i = \frac{x_i - \mathrm{mean}(x_i)}{\sqrt{\mathrm{var}(x_i) + 10^{-6}}}",
+    parts={"views": "`mae`", "tokens": "patches", "corruption": "random masking, dropped from the encoder", "predictor": "transformer decoder",
+           "target": "pixels, normalized by patch", "loss": "`masked_mse`",
+           "unlike the paper": "learned positions in the decoder (paper: sines and cosines)"},
+    paper_knobs={"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16})
 class MaskedAutoencoder(Method):
     "A vision transformer that learns by filling in."
 
@@ -31,7 +34,7 @@ class MaskedAutoencoder(Method):
         decoder_dim: int = 64,
         decoder_depth: int = 2,
         decoder_heads: int = 4,
-        normalize_target: bool = True,  # each patch to zero mean and unit variance
+        normalize_target: bool = True,  # each patch to zero mean and unit variance; needs more than one number in a patch
         views: Callable | None = None,  # gives one view; None: crops and flips, as in the paper
     ):
         super().__init__(encoder, views or default_views("mae", encoder))
@@ -39,11 +42,18 @@ class MaskedAutoencoder(Method):
         if not hasattr(vit, "patch_embed"):
             raise TypeError(f"mae hides patches, and {type(vit).__name__} has none; use a vision transformer, "
                             'for example encoders.create("vit")')
+        if decoder_depth < 1 or decoder_heads < 1 or decoder_dim < 1 or decoder_dim % decoder_heads:
+            raise ValueError(f"decoder_dim {decoder_dim}, decoder_depth {decoder_depth}, decoder_heads {decoder_heads}: hidden patches learn "
+                             "of visible ones by attention, so the decoder needs a layer and a head, and heads that divide its width")
         from timm.models.vision_transformer import Block
 
         self.mask_ratio, self.normalize_target = mask_ratio, normalize_target
         (self.patch, _), self.tokens = vit.patch_embed.patch_size, vit.patch_embed.num_patches
         channels = vit.patch_embed.proj.in_channels
+        self.visible = objectives.visible_tokens(self.tokens, mask_ratio)
+        if normalize_target and channels * self.patch**2 == 1:
+            raise ValueError("patches of one pixel and one channel cannot be normalized: each is its own mean; create the encoder with a "
+                             "larger patch_size, or set normalize_target=False")
         self.enter = nn.Linear(encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.position = nn.Parameter(torch.randn(1, self.tokens, decoder_dim) * 0.02)
@@ -61,7 +71,7 @@ class MaskedAutoencoder(Method):
 
     def decode(self, visible: Float[Tensor, "n k d"], restore: Tensor) -> Float[Tensor, "n t p"]:
         "Predicted pixels of all patches, from the encoder's tokens (prefix first) of the visible ones."
-        prefix = visible.shape[1] - int(self.tokens * (1 - self.mask_ratio))
+        prefix = visible.shape[1] - self.visible
         tokens = self.enter(visible)
         hidden = self.mask_token.expand(len(tokens), self.tokens - (tokens.shape[1] - prefix), -1)
         patches = torch.cat([tokens[:, prefix:], hidden], dim=1)

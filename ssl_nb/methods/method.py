@@ -66,7 +66,10 @@ class _ReadsImages:
 # %% ../../nbs/methods/01_method.ipynb #5420414d
 @dataclass(frozen=True)
 class Card:
-    "What a method is: shown as rich text in a notebook."
+    """What a method is: shown as rich text in a notebook.
+
+    The equation is the one that is computed, with its weights and means, also where the paper prints another.
+    """
 
     name: str
     family: str  # "joint embedding", "masked prediction", "alignment", "reference"
@@ -75,7 +78,12 @@ class Card:
     equation: str = ""  # LaTeX
     modality: str = "image"
     parts: dict[str, str] = field(default_factory=dict)
+    paper_knobs: dict[str, object] = field(default_factory=dict)  # the paper's value of each knob whose default is another
     recipe: Callable = None
+
+    def __post_init__(self):
+        for knob in self.paper_knobs:
+            if knob not in self.knobs: raise ValueError(unknown(f"knob of {self.name}:", knob, self.knobs))
 
     @property
     def knobs(self) -> dict:
@@ -85,7 +93,9 @@ class Card:
 
     def _repr_markdown_(self) -> str:
         rows = {"paper": self.paper, "family": self.family, "modality": self.modality, **self.parts}
-        rows["knobs"] = ", ".join(f"`{name}={default!r}`" for name, default in self.knobs.items())
+        paper = {name: value if isinstance(value, str) else f"`{value!r}`" for name, value in self.paper_knobs.items()}
+        rows["knobs"] = ", ".join(f"`{name}={default!r}`" + (f" (paper: {paper[name]})" if name in paper else "")
+                                  for name, default in self.knobs.items())
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
         equation = f"\n$${self.equation}$$\n" if self.equation else ""
         return f"**{self.name}**: {self.summary}\n{equation}\n| | |\n|---|---|\n{table}"
@@ -99,7 +109,7 @@ def register(
     *,
     family: str = "joint embedding",
     summary: str = "",
-    **facts,  # of Card: paper, equation, modality, parts
+    **facts,  # of Card: paper, equation, modality, parts, paper_knobs
 ):  # a decorator for a recipe: a function or Method class (encoder, *, knobs) -> Method
     "Give a recipe a name, and a card."
 
@@ -128,7 +138,7 @@ def card(name: str) -> Card:
 
 def create(
     name: str,  # of list_methods()
-    encoder: nn.Module | None = None,  # None: the small convnet for 32-pixel colour images
+    encoder: nn.Module | None = None,  # None: the small convnet for 32-pixel color images
     **knobs,  # of card(name).knobs
 ) -> Method:
     """A method by name, ready to train; its `made` is {"name": name, "knobs": every knob but `views`, defaults
@@ -148,10 +158,12 @@ def create(
 # %% ../../nbs/methods/01_method.ipynb #5b590633
 def mlp(
     widths: list[int],  # input, hidden ..., output
-    last_norm: bool = False,  # batch normalisation (without affine) behind the last layer, as in SimSiam's projector
+    last_norm: bool = False,  # batch normalization (without affine) after the last layer, as in SimSiam's projector
     bias: bool = False,  # of the last layer
 ) -> nn.Sequential:
-    "Linear, BatchNorm, ReLU, ..., Linear."
+    "Linear, BatchNorm, ReLU, ..., Linear. ValueError for a width below 1."
+    if min(widths) < 1:
+        raise ValueError(f"an MLP of widths {list(widths)} passes nothing on; make every width 1 or more")
     layers = []
     for i, (a, b) in enumerate(zip(widths, widths[1:])):
         last = i == len(widths) - 2

@@ -14,8 +14,8 @@ from .method import Method, Step, default_views, register
 # %% ../../nbs/methods/04_supervised.ipynb #04f974d8
 @register(
     "supervised", family="reference", summary="the same encoder and views, trained on labels",
-    equation=r"\mathcal{L} = -\log \mathrm{softmax}(W f(v))_y",
-    parts={"head": "linear classifier", "target": "labels", "loss": "cross-entropy"})
+    equation=r"\mathcal{L} = -\frac{1}{n m} \sum_{i=1}^{n} \sum_{j=1}^{m} \log \mathrm{softmax}\big(W f(v_{ij}) + b\big)_{y_i}",
+    parts={"views": "`simclr`", "head": "linear classifier", "target": "labels", "loss": "cross-entropy"})
 class Supervised(Method):
     "Cross-entropy of a linear classifier on every view."
 
@@ -29,9 +29,14 @@ class Supervised(Method):
         views: Callable | None = None,  # None: SimCLR's
     ):
         super().__init__(encoder, views or default_views("simclr", encoder))
+        if classes < 2:
+            raise ValueError(f"classes is {classes}, but telling fewer than 2 apart trains nothing; pass the number of classes")
         self.classifier = nn.Linear(encoder.num_features, classes)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Step:
+        if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < len(self.classifier.bias):
+            raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but the classes are 0 to {len(self.classifier.bias) - 1} "
+                             "(-1 marks an image without a label); train on labeled images, with classes= their number")
         representations = [self.encoder(view) for view in views]
         logits = torch.stack([self.classifier(h) for h in representations])
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(views)))

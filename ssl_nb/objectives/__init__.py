@@ -4,7 +4,7 @@
 __all__ = ['info_nce', 'nt_xent', 'MoCoQueue', 'barlow_twins', 'cross_correlation', 'covariance_term', 'invariance_term',
            'variance_term', 'vicreg', 'byol', 'ema_update', 'momentum_schedule', 'negative_cosine', 'simsiam',
            'FeatureQueue', 'Prototypes', 'Scheduled', 'sinkhorn', 'swapped_cross_entropy', 'swav', 'DINOHead',
-           'DINOLoss', 'temperature_warmup', 'masked_mse', 'patchify', 'random_masking', 'unpatchify',
+           'DINOLoss', 'temperature_warmup', 'masked_mse', 'patchify', 'random_masking', 'unpatchify', 'visible_tokens',
            'DirectPredictor', 'LinearDynamics', 'collapse_threshold', 'eigenspace_alignment', 'fixed_points',
            'scalar_dynamics']
 
@@ -12,7 +12,7 @@ __all__ = ['info_nce', 'nt_xent', 'MoCoQueue', 'barlow_twins', 'cross_correlatio
 from .contrastive import info_nce, nt_xent
 from .direct_prediction import (
     DirectPredictor, LinearDynamics, collapse_threshold, eigenspace_alignment, fixed_points, scalar_dynamics)
-from .masked_reconstruction import masked_mse, patchify, random_masking, unpatchify
+from .masked_reconstruction import masked_mse, patchify, random_masking, unpatchify, visible_tokens
 from .momentum_contrast import MoCoQueue
 from .prediction import byol, ema_update, momentum_schedule, negative_cosine, simsiam
 from .redundancy_reduction import barlow_twins, cross_correlation
@@ -23,5 +23,5 @@ from .variance_covariance import covariance_term, invariance_term, variance_term
 _all_ = ["info_nce", "nt_xent", "MoCoQueue", "barlow_twins", "cross_correlation", "covariance_term",
          "invariance_term", "variance_term", "vicreg", "byol", "ema_update", "momentum_schedule", "negative_cosine", "simsiam",
          "FeatureQueue", "Prototypes", "Scheduled", "sinkhorn", "swapped_cross_entropy", "swav", "DINOHead", "DINOLoss",
-         "temperature_warmup", "masked_mse", "patchify", "random_masking", "unpatchify", "DirectPredictor", "LinearDynamics",
+         "temperature_warmup", "masked_mse", "patchify", "random_masking", "unpatchify", "visible_tokens", "DirectPredictor", "LinearDynamics",
          "collapse_threshold", "eigenspace_alignment", "fixed_points", "scalar_dynamics"]

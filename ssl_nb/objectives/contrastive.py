@@ -15,9 +15,13 @@ from ..batch import check_embeddings, first_order_only, full_precision, gather_b
 
 # %% ../../nbs/objectives/01_contrastive.ipynb #0428d379
 def _check_temperature(temperature):
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, but similarities are divided by it; use a positive one, "
-                         "0.05 to 1")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, but similarities are divided by it; use a positive and finite "
+                         "one, 0.05 to 1")
+
+
+def _log1p_exp(x):
+    return F.softplus(x, threshold=40)  # above the threshold it gives x; at the default, 20, that is 1e-10 off
 
 
 @full_precision
@@ -34,16 +38,18 @@ def info_nce(
     """
     _check_temperature(temperature)
     queries, keys = gather_batch(queries, keys)
-    check_embeddings(queries, keys, min_rows=2 if negatives is None else 1)
+    check_embeddings(queries, keys, min_rows=2 if negatives is None else 1, min_width=2)
     if negatives is not None:
         negatives = gather_batch(negatives)
         check_embeddings(negatives, min_rows=1)
         if negatives.shape[1] != keys.shape[1]:
             raise ValueError(f"negatives have width {negatives.shape[1]} and keys {keys.shape[1]}, but both are "
                              "compared with the queries; pass negatives from the same projector")
-        keys = torch.cat([keys, negatives])
-    logits = unit_rows(queries) @ unit_rows(keys).T / temperature
-    return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
+    queries, keys = unit_rows(queries), unit_rows(keys)
+    positives = (queries * keys).sum(1) / temperature
+    others = keys if negatives is None else torch.cat([keys, unit_rows(negatives)])
+    logits = (queries @ others.T / temperature).fill_diagonal_(-math.inf)  # all but the positives
+    return _log1p_exp(logits.logsumexp(1) - positives).mean()
 
 # %% ../../nbs/objectives/01_contrastive.ipynb #c6d1d619
 _KEEP_ROWS = 2048  # up to so many rows, the forward pass keeps its blocks for the backward pass (10 MB)
@@ -56,7 +62,12 @@ def _upper_blocks(n: int, block: int):
 
 def _exponentials(z, i, j, temperature):
     e = (z[i] @ z[j].T).sub_(1).mul_(1 / temperature).exp_()
-    return e.fill_diagonal_(0) if i == j else e  # nobody is its own negative
+    n = len(z) // 2
+    e.diagonal(n + i.start - j.start).zero_()  # the positives are summed apart
+    if i == j:
+        e.fill_diagonal_(0)  # a row is not its own negative
+        e.diagonal(-n).zero_()
+    return e
 
 
 class _NTXent(torch.autograd.Function):
@@ -66,25 +77,28 @@ class _NTXent(torch.autograd.Function):
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         per_length = torch.where(length > 0, 1 / length, 0)
         z.mul_(per_length)
-        blocks, total, kept = _upper_blocks(2 * n, block), z.new_zeros(2 * n), []
+        blocks, negatives, kept = _upper_blocks(2 * n, block), z.new_zeros(2 * n), []
         for i, j in blocks:
             e = _exponentials(z, i, j, temperature)
-            total[i] += e.sum(1)
+            negatives[i] += e.sum(1)
             if i != j:
-                total[j] += e.sum(0)
+                negatives[j] += e.sum(0)
             if 2 * n <= _KEEP_ROWS:
                 kept.append(e)
-        ctx.save_for_backward(z, per_length, total, *kept)
+        positives = (torch.linalg.vecdot(z[:n], z[n:]) - 1) / temperature
+        x = negatives.log() - positives.repeat(2)
+        ctx.save_for_backward(z, per_length, negatives, x.sigmoid(), *kept)
         ctx.blocks, ctx.temperature = blocks, temperature
-        return total.log().mean() + (1 - (z[:n] * z[n:]).sum() / n) / temperature
+        return _log1p_exp(x).mean()
 
     @staticmethod
     @first_order_only
     def backward(ctx, grad):
-        z, per_length, total, *kept = ctx.saved_tensors
+        z, per_length, negatives, missing, *kept = ctx.saved_tensors
         n = len(z) // 2
-        weight = grad / (2 * n * ctx.temperature * total)
-        dz = torch.cat([z[n:], z[:n]]).mul_(-grad / (n * ctx.temperature))
+        per_row = grad / (2 * n * ctx.temperature) * missing
+        weight, pull = per_row / negatives, per_row[:n] + per_row[n:]
+        dz = torch.cat([z[n:] * -pull[:, None], z[:n] * -pull[:, None]])
         for b, (i, j) in enumerate(ctx.blocks):
             e = kept[b] if kept else _exponentials(z, i, j, ctx.temperature)
             e = e * (weight[i, None] + weight[j])
@@ -98,9 +112,11 @@ class _NTXent(torch.autograd.Function):
 # %% ../../nbs/objectives/01_contrastive.ipynb #e3e57da0
 def _nt_xent_with_maximum(z0, z1, temperature):
     u0, u1 = unit_rows(z0), unit_rows(z1)
-    cosines = gram(torch.cat([u0, u1]))
-    partition = (cosines / temperature).fill_diagonal_(-math.inf).logsumexp(1)
-    return partition.mean() - (u0 * u1).sum() / (len(z0) * temperature)
+    logits = (gram(torch.cat([u0, u1])) / temperature).fill_diagonal_(-math.inf)
+    for offset in (len(z0), -len(z0)):
+        logits.diagonal(offset).fill_(-math.inf)
+    positives = (u0 * u1).sum(1).repeat(2) / temperature
+    return _log1p_exp(logits.logsumexp(1) - positives).mean()
 
 
 @full_precision
@@ -113,7 +129,7 @@ def nt_xent(
     "SimCLR's loss over 2n anchors, in nats, gathered over ranks (Chen et al. 2020, eq. 1)."
     _check_temperature(temperature)
     z0, z1 = gather_batch(z0, z1)
-    check_embeddings(z0, z1)
+    check_embeddings(z0, z1, min_width=2)
     if math.exp(-2 / temperature) < torch.finfo(z0.dtype).tiny:
         return _nt_xent_with_maximum(z0, z1, temperature)
     return _NTXent.apply(z0, z1, temperature, 512 if z0.device.type == "cpu" else 4096)

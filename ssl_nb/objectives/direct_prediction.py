@@ -216,9 +216,9 @@ class DirectPredictor(nn.Module):
         super().__init__()
         if mode not in self.MODES:
             raise ValueError(f"mode {mode!r} is not known; choose one of {', '.join(self.MODES)}")
-        if not 0 <= rho < 1 or epsilon < 0 or every < 1:
-            raise ValueError(f"rho {rho}, epsilon {epsilon}, every {every}: rho must be in [0, 1), epsilon "
-                             "not negative, every at least 1")
+        if not (dim >= 1 and 0 <= rho < 1 and epsilon >= 0 and every >= 1):
+            raise ValueError(f"dim {dim}, rho {rho}, epsilon {epsilon}, every {every}: dim and every must be at least 1, rho in "
+                             "[0, 1), epsilon not negative")
         self.mode, self.rho, self.epsilon, self.every = mode, rho, epsilon, every
         self.register_buffer("correlation", torch.zeros(dim, dim))
         self.register_buffer("weight", torch.eye(dim))
@@ -228,7 +228,7 @@ class DirectPredictor(nn.Module):
     def forward(self, f: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         check_embeddings(f, min_rows=1)
         if self.training:
-            self._collect(f.detach().float())
+            self._collect(f.detach())
         return f @ self.weight.to(f.dtype)  # symmetric: no transpose
 
     @torch.no_grad()
@@ -248,9 +248,10 @@ class DirectPredictor(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         batch = (sums[:-1] / sums[-1]).view_as(self.correlation)
-        self.correlation.lerp_(batch, 1 - self.rho if self.steps else 1.0)
+        moving = self.correlation.to(batch.dtype).lerp(batch, 1 - self.rho if self.steps else 1.0)
+        self.correlation.copy_(moving)  # the buffers may have another precision than what comes in
         if self.steps % self.every == 0:
-            self.weight.copy_(_predictor_of(self.correlation, self.mode, self.epsilon))
+            self.weight.copy_(_predictor_of(moving, self.mode, self.epsilon))
         self.steps, self._collected, self._rows = self.steps + 1, None, 0
 
     def get_extra_state(self) -> Tensor:

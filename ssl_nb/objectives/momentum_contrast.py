@@ -4,6 +4,8 @@
 __all__ = ['MoCoQueue']
 
 # %% ../../nbs/objectives/02_momentum_contrast.ipynb #14ef56c2
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -41,9 +43,9 @@ class MoCoQueue(nn.Module):
         temperature: float = 0.07,
     ):
         super().__init__()
-        if not (size > 0 and dim > 0 and temperature > 0):
-            raise ValueError(f"MoCoQueue(size={size}, dim={dim}, temperature={temperature}): each must be positive;"
-                             " the paper has 65536, 128 and 0.07")
+        if not (size > 0 and dim > 0 and 0 < temperature < math.inf):
+            raise ValueError(f"MoCoQueue(size={size}, dim={dim}, temperature={temperature}): each must be positive and "
+                             "finite; the paper has 65536, 128 and 0.07")
         self.temperature = temperature
         start = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("queue", unit_rows(start))
@@ -60,7 +62,7 @@ class MoCoQueue(nn.Module):
         The negatives are past keys only: a key enters after the loss of its own batch. DDP's mean over
         ranks is the gradient of the joined batch.
         """
-        check_embeddings(queries, keys, min_rows=1)
+        check_embeddings(queries, keys, min_rows=1, min_width=2)
         if queries.shape[1] != self.queue.shape[1]:
             raise ValueError(f"embeddings have width {queries.shape[1]}, the queue holds keys of width "
                              f"{self.queue.shape[1]}; set dim={queries.shape[1]} in MoCoQueue")
@@ -69,7 +71,7 @@ class MoCoQueue(nn.Module):
         negatives = _LogPartitionOfQueue.apply(queries, self.queue.to(queries.dtype), self.temperature)
         if self.training:
             self.enqueue(keys)
-        return F.softplus(negatives - positives).mean()
+        return F.softplus(negatives - positives, threshold=40).mean()  # at the default, 20, it is 1e-10 off beyond
 
     @torch.no_grad()
     def enqueue(

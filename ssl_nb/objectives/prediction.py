@@ -10,13 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..batch import check_embeddings, full_precision
+from ..batch import check_embeddings, full_precision, unit_rows
 
 # %% ../../nbs/objectives/05_prediction.ipynb #8c6f1cde
 def _cosine(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    norms = torch.linalg.vector_norm(p, dim=1) * torch.linalg.vector_norm(z, dim=1)
-    norms = norms.where(norms > 1e-8, torch.inf)  # 0 / inf: a zero row has cosine 0, and gradient 0
-    return torch.linalg.vecdot(p, z) / norms
+    return torch.linalg.vecdot(unit_rows(p), unit_rows(z))  # 0 for a row of zeros
 
 
 @full_precision
@@ -26,7 +24,7 @@ def negative_cosine(
 ) -> Tensor:  # scalar in [-1, 1]
     """Minus the mean cosine of matching rows (SimSiam, eq. 1). Its rows need no other rows: a batch of one
     is fine."""
-    check_embeddings(p, z, min_rows=1)
+    check_embeddings(p, z, min_rows=1, min_width=2)
     return -_cosine(p, z).mean()
 
 # %% ../../nbs/objectives/05_prediction.ipynb #5cc0440a
@@ -44,7 +42,7 @@ def simsiam(
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication.
     """
-    check_embeddings(p0, p1, z0, z1, min_rows=1)
+    check_embeddings(p0, p1, z0, z1, min_rows=1, min_width=2)
     if stop_gradient:
         z0, z1 = z0.detach(), z1.detach()
     return -(_cosine(p0, z1).mean() + _cosine(p1, z0).mean()) / 2
@@ -83,16 +81,20 @@ def ema_update(
     student: nn.Module,  # the same architecture
     momentum: float,  # 1 leaves the teacher as it is, 0 copies the student
 ):
-    "Move the teacher's parameters to `momentum * teacher + (1 - momentum) * student`, and copy the buffers."
+    """Move the teacher's parameters to `momentum * teacher + (1 - momentum) * student`. Buffers are copied into the modules
+    of the teacher that are in evaluation mode; in training mode they keep their own.
+    """
     if not 0 <= momentum <= 1:
         raise ValueError(f"ema_update got momentum {momentum}, but it is a fraction; 0.99 to 1 is usual")
     ours, theirs = list(teacher.parameters()), list(student.parameters())
-    copies, originals = list(teacher.buffers()), list(student.buffers())
-    if [t.shape for t in ours + copies] != [s.shape for s in theirs + originals]:
-        raise ValueError(f"the teacher has {len(ours)} parameters and {len(copies)} buffers, the student "
+    kept, originals = list(teacher.buffers()), list(student.buffers())
+    if [t.shape for t in ours + kept] != [s.shape for s in theirs + originals]:
+        raise ValueError(f"the teacher has {len(ours)} parameters and {len(kept)} buffers, the student "
                          f"{len(theirs)} and {len(originals)}, or their shapes differ; make the teacher with "
                          "copy.deepcopy(student)")
     if ours:
         torch._foreach_lerp_(ours, theirs, 1 - momentum)
-    if copies:
-        torch._foreach_copy_(copies, originals)
+    for t, s in zip(teacher.modules(), student.modules()):
+        if not t.training:
+            for copy, original in zip(t.buffers(recurse=False), s.buffers(recurse=False)):
+                copy.copy_(original)

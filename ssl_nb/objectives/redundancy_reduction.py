@@ -4,6 +4,8 @@
 __all__ = ['cross_correlation', 'barlow_twins']
 
 # %% ../../nbs/objectives/03_redundancy_reduction.ipynb #d2763b5a
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,13 +13,14 @@ from torch import Tensor
 from ..batch import check_embeddings, first_order_only, full_precision, gather_batch
 
 # %% ../../nbs/objectives/03_redundancy_reduction.ipynb #0bd09f3f
-def _centre_and_scale(z):
-    "Centred columns, and for each 1 / its norm (0 where the column is constant up to rounding)."
+def _center_and_scale(z):
+    "Centered columns, and for each 1 / its norm (0, without a gradient, where it is constant up to rounding)."
     mean = z.mean(0)
-    centred = z - mean
-    squares = centred.square().sum(0)
+    centered = z - mean
+    squares = centered.square().sum(0)
     rounding = 8 * torch.finfo(z.dtype).eps * mean
-    return centred, torch.where(squares > len(z) * rounding.square(), squares.rsqrt(), 0)
+    varies = squares > len(z) * rounding.square()
+    return centered, squares.where(varies, 1).rsqrt() * varies  # 1 / 0 behind a mask would still give a NaN gradient
 
 
 @full_precision
@@ -28,7 +31,7 @@ def cross_correlation(
     "Correlation over the gathered batch of the dimensions of z0 with those of z1; 0 for constant ones."
     z0, z1 = gather_batch(z0, z1)
     check_embeddings(z0, z1)
-    (x0, scale0), (x1, scale1) = _centre_and_scale(z0), _centre_and_scale(z1)
+    (x0, scale0), (x1, scale1) = _center_and_scale(z0), _center_and_scale(z1)
     return (x0 * scale0).T @ (x1 * scale1)
 
 # %% ../../nbs/objectives/03_redundancy_reduction.ipynb #03060e24
@@ -36,7 +39,7 @@ class _CorrelationSums(torch.autograd.Function):
     "Sum of the squared off-diagonal entries of the cross-correlation, and its diagonal (d,)."
     @staticmethod
     def forward(ctx, z0, z1):
-        (x0, scale0), (x1, scale1) = _centre_and_scale(z0), _centre_and_scale(z1)
+        (x0, scale0), (x1, scale1) = _center_and_scale(z0), _center_and_scale(z1)
         ctx.by_gram = x0.shape[0] < x0.shape[1]
         if ctx.by_gram:
             x0, x1 = x0.mul_(scale0), x1.mul_(scale1)
@@ -80,6 +83,9 @@ def barlow_twins(
     parts: bool = False,  # also return {"invariance", "redundancy"}, unweighted and detached
 ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
     "How far the (gathered) cross-correlation is from the identity (Zbontar et al. 2021, eq. 1)."
+    if not 0 <= lambda_ < math.inf:
+        raise ValueError(f"lambda_ is {lambda_}, but redundancy is to shrink; use a finite weight, not negative, such as "
+                         "the paper's 0.005")
     z0, z1 = gather_batch(z0, z1)
     check_embeddings(z0, z1)
     redundancy, diagonal = _CorrelationSums.apply(z0, z1)

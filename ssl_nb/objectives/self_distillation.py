@@ -4,6 +4,7 @@
 __all__ = ['temperature_warmup', 'DINOLoss', 'DINOHead']
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #84102817
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,11 +31,11 @@ def temperature_warmup(
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #a37ceb03
 class DINOLoss(Scheduled):
-    """DINO: cross-entropy from the centred, sharpened teacher to the student, over pairs of different views
+    """DINO: cross-entropy from the centered, sharpened teacher to the student, over pairs of different views
     (Caron et al. 2021, eq. 1-4).
 
-    The loss is the mean over pairs and over this rank's rows; the centre is the same on all ranks.
-    `training` mode moves the centre.
+    The loss is the mean over pairs and over this rank's rows; the center is the same on all ranks.
+    `training` mode moves the center.
     """
 
     def __init__(self,
@@ -44,15 +45,20 @@ class DINOLoss(Scheduled):
         teacher_temperature: float = 0.04,  # lower than the student's: this is the sharpening
         warmup_temperature: float | None = None,  # of the teacher at the start; None: the same
         warmup: float = 0.3,  # the part of the training until `teacher_temperature` is reached
-        center_momentum: float = 0.9,  # 1 keeps the centre at zero: no centring
+        center_momentum: float = 0.9,  # 1 keeps the center at zero: no centering
     ):
         super().__init__()
-        if min(student_temperature, teacher_temperature, warmup_temperature or 1) <= 0:
-            raise ValueError(f"temperatures {student_temperature}, {teacher_temperature} and "
-                             f"{warmup_temperature} must be positive; 0.1 for the student and 0.04 for the "
-                             "teacher are the paper's")
-        self.student_temperature, self.center_momentum = student_temperature, center_momentum
         start = teacher_temperature if warmup_temperature is None else warmup_temperature
+        if not all(0 < t < math.inf for t in (student_temperature, teacher_temperature, start)):
+            raise ValueError(f"temperatures {student_temperature}, {teacher_temperature} and {start} must be positive and "
+                             "finite; the paper has 0.1 for the student and 0.04 to 0.07 for the teacher")
+        if not (0 <= center_momentum <= 1 and 0 <= warmup <= 1):
+            raise ValueError(f"center_momentum {center_momentum} and warmup {warmup} are parts of a whole and must lie in "
+                             "[0, 1]; the paper's center_momentum is 0.9")
+        if out_dim < 2:
+            raise ValueError(f"out_dim is {out_dim}, but a distribution over fewer than 2 outputs is always the same and "
+                             "trains nothing; the paper has 65536")
+        self.student_temperature, self.center_momentum = student_temperature, center_momentum
         self.schedule = dict(start=start, end=teacher_temperature, warmup=warmup)
         self.register_buffer("center", torch.zeros(out_dim))
 
@@ -92,7 +98,7 @@ class DINOLoss(Scheduled):
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #bb3be196
 class DINOHead(nn.Module):
-    """Three-layer MLP, normalised bottleneck, and `out_dim` unit vectors to compare it with (Caron et al.
+    """Three-layer MLP, normalized bottleneck, and `out_dim` unit vectors to compare it with (Caron et al.
     2021, appendix C)."""
 
     def __init__(self,
@@ -104,6 +110,9 @@ class DINOHead(nn.Module):
         freeze_until: float = 0.0,  # the part of the training during which the last layer stays as it is
     ):
         super().__init__()
+        if min(in_dim, hidden) < 1:
+            raise ValueError(f"DINOHead has in_dim {in_dim} and hidden {hidden}, but a layer of width 0 passes nothing on; "
+                             "make both positive")
         self.mlp = nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
                                  nn.Linear(hidden, bottleneck))
         for layer in self.mlp[::2]:

@@ -4,6 +4,7 @@
 __all__ = ['sinkhorn', 'swapped_cross_entropy', 'swav', 'Scheduled', 'Prototypes', 'FeatureQueue']
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #0b065bfb
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -43,11 +44,11 @@ def sinkhorn(
     """Codes that follow the scores and use all prototypes equally over the joined batch (SwAV, eq. 3-4),
     without gradient.
 
-    Safe at any epsilon and from half-precision scores. Fewer rows than prototypes, down to one, give flat
-    codes.
+    Safe at any epsilon and from half-precision scores. With n rows and k > n prototypes, the even split allows no
+    entry above n / k, so a row spreads over k / n prototypes or more. One row, or equal rows, give flat codes.
     """
     check_embeddings(scores, min_rows=1)
-    if epsilon <= 0 or iterations < 1:
+    if not (0 < epsilon < math.inf and iterations >= 1):
         raise ValueError(f"sinkhorn got epsilon {epsilon} and iterations {iterations}, but epsilon must be "
                          "positive and at least one turn is needed; 0.05 and 3 are the paper's")
     log_q = scores / epsilon
@@ -89,6 +90,9 @@ def swapped_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy over all pairs (target of one view, scores of a *different* view) and all rows of
     this rank."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, but scores are divided by it; use a positive and finite one, such "
+                         "as the papers' 0.1")
     pairs = len(targets) * (len(scores) - 1)
     if pairs < 1:
         raise ValueError(f"{len(scores)} view(s) with targets from {len(targets)} of them leave no pair of "
@@ -100,12 +104,12 @@ def swapped_cross_entropy(
         if not others:
             continue
         target = others[0] if len(others) == 1 else sum(others) if v in targets else everyone
-        loss = loss + _SoftCrossEntropy.apply(s, target, temperature, len(others))
+        loss = loss + _SoftCrossEntropy.apply(s, target.to(s.dtype), temperature, len(others))
     return loss / (pairs * len(scores[0]))
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #43f254de
 def _check_scores(scores: Sequence[Tensor], assign_views: Sequence[int]):
-    check_embeddings(*scores, min_rows=1)
+    check_embeddings(*scores, min_rows=1, min_width=2)
     if len(set(assign_views)) != len(assign_views) or not set(assign_views) <= set(range(len(scores))):
         raise ValueError(f"assign_views {tuple(assign_views)} must be different views out of the "
                          f"{len(scores)} given, numbered 0 to {len(scores) - 1}")
@@ -155,7 +159,7 @@ class Scheduled(nn.Module):
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #16b5fc41
 class Prototypes(Scheduled):
-    """`k` learned unit vectors; `prototypes(z)` are the cosines of embeddings with them. Both are normalised
+    """`k` learned unit vectors; `prototypes(z)` are the cosines of embeddings with them. Both are normalized
     in forward."""
 
     def __init__(self,
@@ -165,6 +169,12 @@ class Prototypes(Scheduled):
         freeze_until: float = 0.0,  # the part of the training during which they stay as they are
     ):
         super().__init__()
+        if dim < 2 or k < 2:
+            raise ValueError(f"Prototypes({dim}, {k}) would train nothing: it takes two prototypes or more to tell embeddings "
+                             "apart, and two dimensions or more to have directions; raise them")
+        if not 0 <= freeze_until <= 1:
+            raise ValueError(f"freeze_until is {freeze_until}, but it is a part of the training, from 0 to 1; pass epochs / "
+                             "all epochs")
         self.weight = nn.Parameter(F.normalize(torch.randn(k, dim), dim=1))
         self.freeze_until = freeze_until
 
@@ -176,14 +186,16 @@ class Prototypes(Scheduled):
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #b6b3a27f
 class FeatureQueue(nn.Module):
-    """The last `size` embeddings of each of `views` views, as unit vectors. Kept per rank: codes are
-    balanced over all ranks' queues.
+    """The last `size` embeddings of each of `views` views, over all ranks, as unit vectors; the same on every rank.
 
     Push after computing the loss, so that the queue never holds the current batch.
     """
 
     def __init__(self, size: int, dim: int, views: int = 2):
         super().__init__()
+        if min(size, dim, views) < 1:
+            raise ValueError(f"FeatureQueue(size={size}, dim={dim}, views={views}) would hold nothing; make each 1 or more, "
+                             "the size several batches (the paper's code: 3840 over all ranks)")
         self.register_buffer("features", torch.zeros(views, size, dim))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # so far, in each view
 
@@ -194,18 +206,22 @@ class FeatureQueue(nn.Module):
     @torch.no_grad()
     @full_precision
     def push(self, z: Sequence[Float[Tensor, "n d"]]):
-        "Replace the oldest embeddings by those of the current batch."
-        size, n = self.features.size(1), len(z[0])
-        if n > size or len(z) != len(self.features):
-            raise ValueError(f"push got {len(z)} views of {n} embeddings for a queue of "
-                             f"{len(self.features)} views and size {size}; make the queue at least as long "
-                             "as a batch, with as many views")
+        "Replace the oldest embeddings by those of the current batch, of all ranks."
+        check_embeddings(*z, min_rows=1)
+        views, size, dim = self.features.shape
+        n = _ranks() * len(z[0])
+        if len(z) != views or n > size or z[0].size(1) != dim:
+            raise ValueError(f"push got {len(z)} views of {n} embeddings (over all ranks) of width {z[0].size(1)} for a queue "
+                             f"of {views} views, size {size} and width {dim}; make the queue at least as long as a joined "
+                             "batch, with as many views and the same width")
         places = (self.pushed + torch.arange(n, device=self.pushed.device)) % size
-        self.features[:, places] = F.normalize(torch.stack(tuple(z)), dim=2)
+        for queued, new in zip(self.features, z):
+            queued[places] = unit_rows(gather_batch(new)).to(queued.dtype)
         self.pushed += n
 
     @torch.no_grad()
     def scores(self, prototypes: nn.Module) -> list[Float[Tensor, "q k"]] | None:
-        """Scores of the queued embeddings with the *current* prototypes, for `swav(queue_scores=...)`; None
+        """Scores of this rank's part of the queue with the *current* prototypes, for `swav(queue_scores=...)`; None
         until full."""
-        return [prototypes(f) for f in self.features] if self.full else None
+        first = dist.get_rank() if _ranks() > 1 else 0
+        return [prototypes(f[first :: _ranks()]) for f in self.features] if self.full else None

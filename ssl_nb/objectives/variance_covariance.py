@@ -4,6 +4,8 @@
 __all__ = ['invariance_term', 'variance_term', 'covariance_term', 'vicreg']
 
 # %% ../../nbs/objectives/04_variance_covariance.ipynb #2a804735
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,7 +15,7 @@ from ..batch import check_embeddings, first_order_only, full_precision, gather_b
 
 # %% ../../nbs/objectives/04_variance_covariance.ipynb #059c4d48
 class _SecondMoments(torch.autograd.Function):
-    "Of the centred columns: their sums of squares (d,), and the sum of their squared inner products, i != j."
+    "Of the centered columns: their sums of squares (d,), and the sum of their squared inner products, i != j."
     @staticmethod
     def forward(ctx, z):
         x = z - z.mean(0)
@@ -40,6 +42,9 @@ class _SecondMoments(torch.autograd.Function):
 
 # %% ../../nbs/objectives/04_variance_covariance.ipynb #5dcd45ef
 def _hinge(squares, n, eps):
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps is {eps}, but without it the gradient of the root is NaN for a constant dimension; use a "
+                         "positive one, such as the paper's 1e-4")
     return F.relu(1 - (squares / (n - 1) + eps).sqrt()).mean()
 
 
@@ -85,10 +90,14 @@ def vicreg(
     eps: float = 1e-4,  # added to the variances under the root
     parts: bool = False,  # also return {"invariance", "variance", "covariance"}, unweighted and detached
 ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """VICReg's weighted sum over the gathered batch (Bardes et al. 2022, eq. 6, normalised as the authors' code).
+    """VICReg's weighted sum over the gathered batch (Bardes et al. 2022, eq. 6, normalized as the authors' code).
 
     Invariance is a mean over dimensions, variance the mean of both views, covariance the sum of both views.
     """
+    weights = (invariance, variance, covariance)
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"the weights are {weights}, but each term is to shrink; use finite weights, none negative and not "
+                         "all zero, such as the authors' 25, 25 and 1")
     z0, z1 = _gathered(z0, z1)
     agreement = F.mse_loss(z0, z1)  # first here, so last in backward, when the others' memory is free again
     (squares0, off0), (squares1, off1) = _SecondMoments.apply(z0), _SecondMoments.apply(z1)
