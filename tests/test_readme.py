@@ -101,14 +101,19 @@ def test_a_figure_of_the_readme_is_in_the_outputs(row, cell, named):
     assert not missing, f"{row!r}: {', '.join(missing)} of {cell!r} in no output of {', '.join(p.stem for p in named)}"
 
 
-def test_the_check_reads_figures_and_finds_those_that_are_wrong():
+def test_the_check_reads_figures_and_finds_those_that_are_wrong(tmp_path):
     text = "+.203 [-.181, .227], 1,860 images/s, knn@20, CIFAR-10, 1e-3"
     assert [v for v, _ in numbers(text)] == [0.203, -0.181, 0.227, 1860, 0.001]
     table = "## A\n`first_run`\n\n| claim 7 | ours | aim |\n|---|---|---|\n| SimCLR 3 | .828 (aim 10) | x |\n| b | none | `4` |"
     [(row, cell, [path])] = figures(table)
     assert row == "SimCLR 3" and [v for v, _ in numbers(cell)] == [0.828] and path.stem == "first_run"
-    known = output_numbers(path)
-    assert known and stands_in(round(known[-1], 2), 0.005, path) and not stands_in(123456.789, 0.0005, path)
+    outputs = [nbformat.v4.new_output("stream", text="1,863.2 images/s"),
+               nbformat.v4.new_output("display_data", data={"text/html": "<td style='x: 77'>0.8276</td><td>0.02305 s</td>"})]
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)])
+    nbformat.write(made, tmp_path / "made.ipynb")
+    true, wrong = (".828", "1,860", "1863", "23 ms", "82.8 %"), (".83 or .827", ".8277", "1,870", "77", "24 ms")
+    assert all(stands_in(*next(numbers(text)), tmp_path / "made.ipynb") for text in true)
+    assert not any(all(stands_in(*n, tmp_path / "made.ipynb") for n in numbers(text)) for text in wrong)
 
 
 # --- committed notebooks have been executed
@@ -132,3 +137,10 @@ def test_a_committed_notebook_has_its_outputs(path):
     bare = [c.source for c in run if shows(c) and not c.outputs and "#| export" not in c.source]
     assert not bare, "cells that show something have no output; execute the notebook:\n\n" + "\n\n".join(bare)
     assert not run or any(c.outputs for c in cells) or all("#| export" in c.source or "#| hide" in c.source for c in run)
+
+
+def test_a_cell_that_was_not_executed_is_found():
+    shown = ("x", "1 + 1", "a = 1\n[a]", "print(3)", "fig()\nimage_grid(x)", 'f"{x}"', "y.table")
+    silent = ("a = 1", "x;", "def f(): return 1", "f(x)", "assert x", "import os", "# nothing", "if x: print(x)")
+    cells = {source: shows(nbformat.v4.new_code_cell(source)) for source in shown + silent}
+    assert [source for source, found in cells.items() if found] == list(shown)
