@@ -19,10 +19,16 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes")
 
 
-@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option, and before pytest-xdist hands options to workers
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
 def pytest_configure(config):
-    if config.getoption("hypothesis_seed", None) is None:
-        config.option.hypothesis_seed = str(random.SystemRandom().randrange(10**9))
+    if config.getoption("hypothesis_seed") is None:
+        given = getattr(config, "workerinput", {})  # in a worker of pytest-xdist, the seed of the run
+        config.option.hypothesis_seed = given.get("hypothesis_seed") or str(random.SystemRandom().randrange(10**9))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["hypothesis_seed"] = node.config.getoption("hypothesis_seed")
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -304,7 +304,8 @@ def test_the_two_averages_agree_for_one_parameter_and_differ_by_the_means():
     one = [float(equivariance_r2(z, turned, circle[:, :1] + 7, objects, average=average)) for average in ("columns", "sie")]
     assert one[0] == pytest.approx(one[1], abs=1e-9)
     apart = randn(len(z), 2, seed=3) + torch.tensor([10.0, 0.0])
-    columns, sie = (equivariance_r2(randn(len(z), 3), randn(len(z), 3), apart, objects, average=average) for average in ("columns", "sie"))
+    first, second = randn(len(z), 3), randn(len(z), 3)
+    columns, sie = (equivariance_r2(first, second, apart, objects, average=average) for average in ("columns", "sie"))
     assert columns < 0.05 and sie > 0.9  # nothing is known but the means
     with pytest.raises(ValueError, match="'columns' and 'sie'"):
         equivariance_r2(z, turned, circle, objects, average="all")

@@ -110,7 +110,8 @@ def test_ties_count_against_the_encoder_and_lonely_queries_are_left_out():
 def test_k_is_an_int_of_at_least_one(k):
     with pytest.raises(ValueError, match="whole number"):
         ev.knn(randn(30, 4), torch.arange(30) % 3, randn(9, 4), torch.arange(9) % 3, k=k)
-    assert ev.knn(randn(30, 4), torch.arange(30) % 3, randn(9, 4), torch.arange(9) % 3, k=np.int64(5)).protocol.startswith("knn@5")
+    score = ev.knn(randn(30, 4), torch.arange(30) % 3, randn(9, 4), torch.arange(9) % 3, k=np.int64(5))
+    assert score.protocol.startswith("knn@5")
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
@@ -130,10 +131,13 @@ def test_unlabelled_rows_are_refused(name):
     part = torch.where(torch.arange(40) < 5, -1, y)
     for train, test in ((part, y), (y, part)):
         with pytest.raises(ValueError, match="5 of 40 labels of .* are -1, which means unlabelled"):
-            if name == "retrieval": ev.retrieval(x, train, x, test)
-            elif name == "log_me": ev.log_me(x, part)
+            if name == "retrieval":
+                ev.retrieval(x, train, x, test)
+            elif name == "log_me":
+                ev.log_me(x, part)
             elif name == "finetune":
                 from ssl_nb.data import Split
                 images = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
                 ev.finetune(torch.nn.Flatten(), Split(images, train), Split(images, test), device="cpu")
-            else: getattr(ev, name)(x, train, x, test)
+            else:
+                getattr(ev, name)(x, train, x, test, **(dict(fractions=(0.5,)) if name == "label_efficiency" else {}))

@@ -167,7 +167,8 @@ def test_equal_accuracies_are_told_apart_by_cross_entropy():
 
 def test_fewer_rows_than_dimensions_are_fitted_in_their_span():
     "The minimum is the same: its gradient vanishes in the whole space."
-    x, y = torch.randn(30, 90, generator=torch.Generator().manual_seed(0)).double() * torch.logspace(-2, 2, 90) + 5, torch.arange(30) % 3
+    noise = torch.randn(30, 90, generator=torch.Generator().manual_seed(0)).double()
+    x, y = noise * torch.logspace(-2, 2, 90) + 5, torch.arange(30) % 3
     weight, bias, _ = fit_linear(x, y, 3, l2=0.1)
     z = (x - x.mean(0)) / x.std(0, correction=0)
     w = (weight * x.std(0, correction=0)[:, None]).requires_grad_()

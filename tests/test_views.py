@@ -517,7 +517,8 @@ def test_handwriting_moves_the_ink_and_never_mirrors_it():
     x[:, :, 6:22, 8:12] = x[:, :, 18:22, 8:20] = 1.0  # an L, whose foot points right
     made = V.create("handwriting", size=28, scale=(1.0, 1.0))(x, seeded())[0]
     columns = torch.arange(28.0)
-    foot, stem = ((made[:, 0, rows].sum(1) * columns).sum(1) / made[:, 0, rows].sum((1, 2)) for rows in (slice(18, 26), slice(4, 14)))
+    parts = [made[:, 0, rows] for rows in (slice(18, 26), slice(4, 14))]
+    foot, stem = ((part.sum(1) * columns).sum(1) / part.sum((1, 2)) for part in parts)
     assert (foot > stem).all()
 
 

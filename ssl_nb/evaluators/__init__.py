@@ -8,8 +8,8 @@ __all__ = ['Score', 'bootstrap', 'check_features', 'comparisons', 'holm', 'mean_
            'attentive_probe', 'balanced_accuracy', 'finetune', 'fit_linear', 'label_efficiency', 'linear_probe',
            'mlp_probe', 'cca', 'cka', 'cknna', 'kernel_cka', 'minibatch_cka', 'mutual_knn', 'neural_predictivity',
            'procrustes', 'rsa', 'cross_dataset', 'forgetting', 'h_score', 'leep', 'log_me', 'trans_rate', 'calibration',
-           'disrupt_shape', 'ood_scores', 'shape_sensitivity', 'equivariance_r2', 'equivariance_rank', 'factor_r2',
-           'SUITES', 'Evaluation', 'evaluate', 'evaluate_features', 'measure', 'names']
+           'clustering', 'disrupt_shape', 'ood_scores', 'shape_sensitivity', 'equivariance_r2', 'equivariance_rank',
+           'factor_r2', 'SUITES', 'Evaluation', 'evaluate', 'evaluate_features', 'measure', 'names']
 
 # %% ../../nbs/evaluators/00_index.ipynb #73792795
 from .scores import (Score, bootstrap, check_features, comparisons, holm, mean_score, paired_difference, seed_score, table)
@@ -21,6 +21,7 @@ from .probes import OnlineProbe, attentive_probe, balanced_accuracy, finetune, f
 from .similarity import cca, cka, cknna, kernel_cka, minibatch_cka, mutual_knn, neural_predictivity, procrustes, rsa
 from .transferability import cross_dataset, forgetting, h_score, leep, log_me, trans_rate
 from .robustness import calibration, disrupt_shape, ood_scores, shape_sensitivity
+from .clustering import clustering
 from .equivariance import equivariance_r2, equivariance_rank, factor_r2
 from .suite import SUITES, Evaluation, evaluate, evaluate_features, measure, names
 
@@ -30,7 +31,7 @@ _all_ = ["Score", "bootstrap", "check_features", "comparisons", "holm", "mean_sc
          "participation_ratio", "rankme", "self_cluster", "spectrum", "stable_rank", "alignment", "manifold_capacity", "tolerance", "two_nn", "uniformity",
          "knn", "nearest", "retrieval", "OnlineProbe", "attentive_probe", "balanced_accuracy", "finetune", "fit_linear", "label_efficiency",
          "linear_probe", "mlp_probe", "cca", "cka", "cknna", "kernel_cka", "minibatch_cka", "mutual_knn", "neural_predictivity", "procrustes", "rsa",
-         "cross_dataset", "forgetting", "h_score", "leep", "log_me", "trans_rate", "calibration", "disrupt_shape", "ood_scores", "shape_sensitivity", "equivariance_r2", "equivariance_rank", "factor_r2",
+         "cross_dataset", "forgetting", "h_score", "leep", "log_me", "trans_rate", "calibration", "clustering", "disrupt_shape", "ood_scores", "shape_sensitivity", "equivariance_r2", "equivariance_rank", "factor_r2",
          "SUITES", "Evaluation", "evaluate", "evaluate_features", "measure", "names"]
 
 # %% ../../nbs/evaluators/00_index.ipynb #39c5b64b

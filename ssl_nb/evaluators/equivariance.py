@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import Score, accumulator, bootstrap, check_features, check_labels, measured
+from .scores import Score, accumulator, bootstrap, check_features, check_labels, measured, unit_rows
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #3866e154
 @measured
@@ -171,7 +171,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     groups = check_labels(groups, len(p), "predicted").to(p.device).unique(return_inverse=True)[1]
     sizes = groups.bincount()
     if (sizes < 2).all(): raise ValueError("every object has one view: there is nothing to rank it against.")
-    if metric == "cosine": p, t = F.normalize(p, dim=1), F.normalize(t, dim=1)
+    if metric == "cosine": p, t = unit_rows(p), unit_rows(t)
     harmonic = torch.cat([torch.zeros(1), (1 / torch.arange(1, int(sizes.max()) + 1)).cumsum(0)]).double().to(p.device)
     better, equal = _count_better(p, t.to(p), groups, sizes)
     values = dict(mrr=(harmonic[better + equal] - harmonic[better]) / equal, h_1=(better == 0) / equal.double())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import cache
 from ..encoders import embed, evaluating
+from .clustering import clustering
 from .equivariance import equivariance_r2
 from .geometry import alignment, manifold_capacity, tolerance, two_nn, uniformity
 from .neighbours import check_k, knn, retrieval
@@ -158,6 +159,7 @@ _EVALUATORS = {
     "label_efficiency": Entry(lambda a: label_efficiency(*a.labelled, fractions=_fractions(a.labelled[1])), "higher", True),
     "finetune": Entry(lambda a: finetune(a.encoder, *a.splits, seeds=1), "higher", True, minutes=True, needs_images=True),
     "retrieval": Entry(lambda a: retrieval(a.test, a.labelled[3]), "higher", True),
+    "clustering": Entry(lambda a: clustering(a.test, a.labelled[3]), "higher", True),
     "rankme": Entry(lambda a: rankme(a.spectrum), "higher"),
     "effective_rank": Entry(lambda a: effective_rank(a.spectrum), "higher"),
     "stable_rank": Entry(lambda a: stable_rank(a.spectrum), "higher"),

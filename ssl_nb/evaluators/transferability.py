@@ -21,8 +21,8 @@ from .spectrum import decompose
 def log_me(features: Float[Tensor, "n d"],
            labels: Int[Tensor, "n"] | Float[Tensor, "n t"],  # classes, or t columns of real targets
            exact: bool = True,  # the evidence; False: as the authors' `_fit_fixed_point`, which differs where the rank is below d
-           tolerance: float = 1e-4,  # relative change of alpha / beta at which a column stops
-           iterations: int = 100,
+           tolerance: float = 1e-6,  # relative change of alpha / beta at which a column stops
+           iterations: int = 1000,
            block: int = 4096,  # rows turned to float64 at a time
           ) -> Score:
     """LogME: log evidence of the labels under Bayesian linear regression, per example (You et al. 2021).
@@ -37,8 +37,11 @@ def log_me(features: Float[Tensor, "n d"],
     if not len(s): raise ValueError("features are zero in every entry: there is no evidence to compute.")
     sigma, energy = (s / s[0]).square()[:, None], along.square()
     rest = (n * (y.abs().amax(0) > 0) - energy.sum(0)).clamp(min=0)  # what no linear map can explain
-    alpha, beta = _fixed_point(sigma, energy, rest, n, tolerance, iterations)
-    value = _evidence(sigma, energy, rest, n, alpha, beta) / n - size.log()
+    runs = [_fixed_point(sigma, energy, rest, n, start, tolerance, iterations) for start in (1e-6, 1.0)]
+    found = torch.stack([_evidence(sigma, energy, rest, n, *run) for run in runs])
+    best = found.argmax(0, keepdim=True)
+    alpha, beta = (torch.stack(side).gather(0, best)[0] for side in zip(*runs))
+    value = found.amax(0) / n - size.log()
     alpha, beta = alpha * (s[0] / size) ** 2, beta / size ** 2
     if not exact: value = value + (d - len(s)) / (2 * n) * alpha.log()
     return Score(value.mean().item(), "log_me" if exact else "log_me (as _fit_fixed_point)", rank=len(s),
@@ -73,9 +76,9 @@ def _posterior(sigma, energy, rest, ratio):
     shrunk = sigma / (sigma + ratio)
     return shrunk.sum(0), (energy * shrunk ** 2 / sigma).sum(0), (energy * (1 - shrunk) ** 2).sum(0) + rest
 
-def _fixed_point(sigma, energy, rest, n, tolerance, iterations, eps=1e-10):
-    "Alpha and beta of each target; a target stops once its alpha / beta has settled."
-    alpha, beta = torch.ones_like(rest), torch.ones_like(rest)
+def _fixed_point(sigma, energy, rest, n, start, tolerance, iterations, eps=1e-10):
+    "Alpha and beta of each target, from alpha = start; a target stops once its alpha / beta has settled."
+    alpha, beta = torch.full_like(rest, start), torch.ones_like(rest)
     moving = torch.ones_like(rest, dtype=torch.bool)
     for _ in range(iterations):
         ratio = alpha / beta
@@ -166,7 +169,9 @@ def leep(probabilities: Float[Tensor, "n z"],  # of the classes of a source clas
     classes, y = y.unique(return_inverse=True)
     joint = p.new_zeros(len(classes), p.shape[1]).index_add_(0, y, p)
     given = joint / joint.sum(0).clamp(min=torch.finfo(p.dtype).tiny)  # a source class that never occurs says nothing
-    return mean_score((given[y] * p).sum(1).log(), f"leep ({p.shape[1]} source classes)")
+    values, name = (given[y] * p).sum(1).clamp(max=1).log(), f"leep ({p.shape[1]} source classes)"
+    if not values.any(): return Score(0.0, name, None, "examples", values.cpu().numpy())  # zeros are no shares here
+    return mean_score(values, name)
 
 # %% ../../nbs/evaluators/07_transferability.ipynb #b996c14a
 def adapt(images: Tensor,  # (n, c, h, w), bytes or floats in [0, 1]
