@@ -46,7 +46,7 @@ class_sizes = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 @settings(max_examples=60, deadline=None)
 @given(class_sizes, st.integers(0, 5), st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
 def test_fractions_are_exact_stratified_and_nested(sizes, seed, fractions):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3 - 1, sizes))
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3 + 1, sizes))
     kept = [set()]
     for fraction in sorted(fractions):
         count = round(fraction * len(labels))
