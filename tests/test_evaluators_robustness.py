@@ -427,7 +427,7 @@ def test_an_encoder_that_sees_only_the_mirrored_layout_finds_all():
     half = torch.rand(30, 1, 24, 12, generator=gen())
     symmetric = torch.cat([half, half.flip(-1)], -1)  # equal to their mirror images
     assert shape_sensitivity(Pixels(), symmetric) == 1
-    assert shape_sensitivity(Pixels(), symmetric, odd="disrupted", positive=lambda x: 255 - x) < 1
+    assert shape_sensitivity(Pixels(), symmetric, odd="disrupted", positive=lambda x: 1 - x) < 1
 
 
 def test_trials_are_averaged_within_images_and_seeds_repeat():

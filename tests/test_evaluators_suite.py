@@ -319,7 +319,7 @@ def test_unlabelled_data_leave_out_what_needs_labels(network, digits):
 
 def test_a_monitor_asks_the_same_functions(network, digits):
     class Method:
-        encoder = network
+        evaluated = network
 
     seen = training.Monitor(digits.train, digits.test, k=5, evaluators=("knn", "rankme", "alignment"))(Method)
     table = ask(network, digits, ["knn", "rankme", "alignment"], k=5).table
