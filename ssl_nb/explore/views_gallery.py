@@ -66,7 +66,7 @@ def train_under(
 
 # %% ../../nbs/explore/05_views_gallery.ipynb #59cdcfee
 _RANGES = {"scale": (0.05, 1.0), "global_scale": (0.05, 1.0), "local_scale": (0.05, 1.0), "flip": (0.0, 1.0), "strength": (0.0, 2.0),
-           "grey": (0.0, 1.0), "blur": (0.0, 1.0), "solarize": (0.0, 1.0), "local_views": (0, 8), "local_size": (8, 24), "radius": (1, 12),
+           "grey": (0.0, 1.0), "blur": (0.0, 1.0), "solarize": (0.0, 1.0), "local_views": (0, 8), "local_size": (8, 24), "radius": (1, 12), "degrees": (0.0, 90.0), "translate": (0.0, 0.5), "zoom": (0.5, 1.5), "shear": (0.0, 45.0),
            "position": (0.0, 1.0), "angle": (0.0, 180.0), "contrast": (0.0, 1.0)}
 _UNITS = {"scale": "share of area", "global_scale": "share of area", "local_scale": "share of area", "angle": "degrees", "local_size": "pixels",
           "radius": "pixels", "flip": "chance", "grey": "chance", "blur": "chance", "solarize": "chance"}
