@@ -59,7 +59,7 @@ def test_two_encoders_on_a_page_of_voila(chromium, page, tmp_path):
         "image=2, second=encoders.create('vit', in_chans=1, img_size=24, patch_size=6, depth=1), names=('fine', 'coarse'))",
     )
     with voila(write_notebook(tmp_path / "attention.ipynb", "# Two networks", pair), tmp_path) as server:
-        page.goto(server.url("/"))
+        page.goto(server.url("/"), timeout=WAIT * 1000)
         canvas = drawn(page)
         text = changes(page, canvas, lambda: click_panel(canvas, 2, 3.5 / 4, 0.5 / 4))  # row 0, column 3 of the coarse grid
         assert "coarse, layer 0, mean of heads: patch (0, 3)" in text and "fine, layer 2, mean of heads: patch (1, 7)" in text

@@ -61,7 +61,7 @@ def test_voila_serves_the_page_without_code_and_without_a_network(chromium, page
     page.on("requestfailed", lambda request: refused.append((request.url, request.failure)))
     page.on("response", lambda response: answered.append(response.url))
     with voila(notebook, tmp_path) as server:
-        page.goto(server.url("/"))
+        page.goto(server.url("/"), timeout=WAIT * 1000)
         canvas = drawn(page)
         assert "height 2.05" in changes(page, canvas, lambda: slide(page, "height (m)"))
         assert server.kernel().ask("w.height.value") == pytest.approx(2.05)
