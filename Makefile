@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train a network without labels in about two minutes, and write a report"
+	@echo "make demo    train networks without labels in about four minutes, and write a report"
 	@echo "make test    pytest, every notebook, and the check that notebooks and modules are in sync"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make export  write the modules anew from the notebooks, and clean the notebooks"

@@ -54,7 +54,8 @@ class Encoder(nn.Module):
         img_size: int = 32,  # side in pixels that the backbone was made for; views take it from here
     ):
         super().__init__()
-        self.backbone, self.img_size = backbone, img_size
+        # images come in channels_last: with filters of another layout, each step of a convnet would convert them, at up to twice the time
+        self.backbone, self.img_size = backbone.to(memory_format=torch.channels_last), img_size
         self.made = None  # the arguments of `create`, if that made it: what a file of weights remembers
         self.num_features = backbone.num_features
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
@@ -245,7 +246,7 @@ def save(
 
     if not description(encoder):
         raise ValueError(f"{type(encoder).__name__} does not know how it was made; only encoders of encoders.create whose knobs are numbers "
-                         "and words can be saved whole (its state_dict() can be saved by safetensors)")
+                         "and words can be saved whole (safetensors.torch.save_model saves the weights of any other)")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")

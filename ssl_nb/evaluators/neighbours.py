@@ -152,7 +152,7 @@ def knn(train_features: Float[Tensor, "n d"],  # the bank: features of the train
         k: int = 20,
         temperature: float = 0.07,  # math.inf: every neighbour counts the same
        ) -> Score:
-    """Weighted kNN accuracy by cosine similarity, with a bootstrap interval (Wu 2018; DINO, Caron 2021).
+    """Weighted kNN accuracy by cosine similarity, with its Wilson interval (Wu 2018; DINO, Caron 2021).
 
     The interval is over test examples. `Score.samples` holds which were right, for `paired_difference`.
     Raises `ValueError` as `nearest` does, and for a temperature that is not positive.

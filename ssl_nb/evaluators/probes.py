@@ -128,7 +128,7 @@ def linear_probe(train_features: Float[Tensor, "n d"],
                  strengths=STRENGTHS,
                  seed: int = 0,
                 ) -> Score:
-    """Offline linear probe: accuracy of logistic regression on frozen features, with its bootstrap interval.
+    """Offline linear probe: accuracy of logistic regression on frozen features, with its Wilson interval.
 
     The l2 strength is chosen on rows of the training split that are held out, never on test; then all of it is
     fitted again (see `fit_linear`). `Score.samples` holds which test examples were right; `Score.notes` the

@@ -411,7 +411,7 @@ def _heat_map(evaluation: Evaluation):
         text = "\u2013" if np.isnan(value) else f"{value:.3g}" + ("" if np.isnan(rank) else f"  ({rank:.0f})")
         dark = not np.isnan(rank) and rank > (1 + len(values.columns)) / 2
         ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ax.set_xticks(range(values.shape[1]), values.columns)
+    ax.set_xticks(range(values.shape[1]), [name.replace(" ", "\n") for name in values.columns])
     ax.set_yticks(range(len(values)), [protocol for _, protocol in values.index], fontsize=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
@@ -438,7 +438,8 @@ def _intervals(evaluation: Evaluation):
         ax.hlines(place, part.low, part.high, color=PALETTE[0], lw=2)
         for y, value in zip(place, part.value): ax.annotate(f"{value:.3g}", (value, y), (6, 3), textcoords="offset points", fontsize=7)
         ax.set_yticks(place, part.protocol, fontsize=8)
-        ax.invert_yaxis()
+        ax.set_ylim(len(part) - 0.4, -0.8)  # the first row on top, with room for its number
+        ax.margins(x=0.08)
         ax.set_xlabel(label)
         if part is others: ax.set_xscale("symlog")
         else: ax.set_xlim(-0.02, 1.05)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from .. import data, encoders
-from ..encoders import Encoder, attention_weights
+from ..encoders import Encoder, attention_weights, evaluating
 from .panels import Bars, Dots, Explorer, Line, Panel, Picture, choice, slider, switch
 
 # %% ../../nbs/explore/04_attention_map.ipynb #63991930
@@ -129,18 +129,16 @@ def inspect(
 
 def _forward(encoder: Encoder, images: Tensor):
     "Attention of every layer, what every block gives out, and the features; in evaluation mode and full precision."
-    first, training = next(encoder.parameters()), encoder.training
+    first = next(encoder.parameters())
     outputs, blocks = [], encoder.backbone.blocks
     hooks = [block.register_forward_hook(lambda _m, _in, out: outputs.append(out)) for block in blocks]
     precision = torch.get_float32_matmul_precision()
-    encoder.eval()
     try:
         torch.set_float32_matmul_precision("highest")
-        with attention_weights(encoder.backbone) as weights, torch.autocast(first.device.type, enabled=False):
+        with evaluating(encoder), attention_weights(encoder.backbone) as weights, torch.autocast(first.device.type, enabled=False):
             features = encoder.features(images.to(first.device))
     finally:
         torch.set_float32_matmul_precision(precision)
-        encoder.train(training)
         for hook in hooks: hook.remove()
     return weights, outputs, features
 
@@ -443,7 +441,7 @@ def _fresh(recipe: Recipe):
         encoder = encoders.create("vit", in_chans=recipe.channels, img_size=recipe.size, mean=sets.spec.mean, std=sets.spec.std,
                                   patch_size=recipe.patch_size, embed_dim=recipe.embed_dim, depth=recipe.depth,
                                   num_heads=recipe.num_heads, mlp_ratio=2)
-    return encoder.eval(), data.holdout(sets.train)[0]
+    return encoder.eval(), data.holdout(sets.train, by=sets.spec.group)[0]
 
 
 def _train(encoder: Encoder, train, recipe: Recipe, report) -> Encoder:

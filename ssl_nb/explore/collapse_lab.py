@@ -242,10 +242,9 @@ class LiveRun:
     @torch.no_grad()
     def embed(self, images: Tensor, of: str = "embedding") -> Tensor:  # (n, d) float32
         "Embedding (behind the projector) or representation (before it) of images, in evaluation mode."
-        self.method.eval()
-        z = self.method.embed(images)
-        if of == "embedding" and isinstance(self.method, methods.JointEmbedding): z = self.method.projector(z)
-        self.method.train()
+        with encoders.evaluating(self.method):
+            z = self.method.embed(images)
+            if of == "embedding" and isinstance(self.method, methods.JointEmbedding): z = self.method.projector(z)
         return z.float().cpu()
 
     def measure(self) -> Measures:

@@ -69,7 +69,7 @@ _RANGES = {"scale": (0.05, 1.0), "global_scale": (0.05, 1.0), "local_scale": (0.
            "grey": (0.0, 1.0), "blur": (0.0, 1.0), "solarize": (0.0, 1.0), "local_views": (0, 8), "local_size": (8, 24), "radius": (1, 12), "degrees": (0.0, 90.0), "translate": (0.0, 0.5), "zoom": (0.5, 1.5), "shear": (0.0, 45.0),
            "position": (0.0, 1.0), "angle": (0.0, 180.0), "contrast": (0.0, 1.0)}
 _UNITS = {"scale": "share of area", "global_scale": "share of area", "local_scale": "share of area", "angle": "degrees", "local_size": "pixels",
-          "radius": "pixels", "flip": "chance", "grey": "chance", "blur": "chance", "solarize": "chance"}
+          "radius": "pixels", "zoom": "share of size", "flip": "chance", "grey": "chance", "blur": "chance", "solarize": "chance"}
 _AT_24_PIXELS = {"strength": 0.5, "blur": 0.0, "local_size": 8}  # what None stands for in the presets
 
 
@@ -78,7 +78,7 @@ def knob_controls(name: str, default, unit: str | None = None) -> list:
     low, high = _RANGES[name]
     default = _AT_24_PIXELS[name] if default is None else default
     unit = _UNITS.get(name, "") if unit is None else unit
-    if "scale" in name:
+    if "scale" in name or name == "zoom":
         return [ipywidgets.FloatRangeSlider(
             value=default, min=low, max=high, step=0.01, description=f"{name} ({unit})", readout_format=".2f", tooltip=f"smallest and largest {name}",
             style={"description_width": "initial"}, layout=ipywidgets.Layout(width="320px"))]
