@@ -54,8 +54,7 @@ class Encoder(nn.Module):
         img_size: int = 32,  # side in pixels that the backbone was made for; views take it from here
     ):
         super().__init__()
-        # images come in channels_last: with filters of another layout, each step of a convnet would convert them, at up to twice the time
-        self.backbone, self.img_size = backbone.to(memory_format=torch.channels_last), img_size
+        self.backbone, self.img_size = backbone, img_size
         self.made = None  # the arguments of `create`, if that made it: what a file of weights remembers
         self.num_features = backbone.num_features
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))

@@ -404,7 +404,7 @@ def _heat_map(evaluation: Evaluation):
 
     values, ranks = evaluation.values(), evaluation.ranks()
     shade = ranks.reindex(values.index).to_numpy()
-    fig, ax = plt.subplots(figsize=(2.8 + 1.1 * len(values.columns), 0.6 + 0.27 * len(values)), dpi=66, layout="constrained")
+    fig, ax = plt.subplots(figsize=(2.8 + 1.1 * len(values.columns), 0.6 + 0.27 * len(values)), dpi=60, layout="constrained")
     ax.imshow(np.where(np.isnan(shade), np.nan, -shade), cmap=_shades(), aspect="auto", vmin=-len(values.columns), vmax=-1)
     for i, j in np.ndindex(values.shape):
         value, rank = values.iat[i, j], shade[i, j]
