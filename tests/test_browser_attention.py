@@ -1,7 +1,7 @@
 """AttentionMap in a real JupyterLab and a real Voila: sliders, a click on a patch, arrow keys, a click on a head."""
 
 import pytest
-from browser import changes, click_panel, drawn, open_and_run, shoot, slide, voila, write_notebook
+from browser import WAIT, changes, click_panel, drawn, open_and_run, shoot, slide, voila, write_notebook
 
 pytestmark = pytest.mark.xdist_group("browser")
 

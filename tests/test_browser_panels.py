@@ -1,6 +1,6 @@
 """The base of all widgets, in a real JupyterLab."""
 import pytest
-from browser import changes, click_panel, drawn, open_and_run, shoot, slide, voila, write_notebook
+from browser import WAIT, changes, click_panel, drawn, open_and_run, shoot, slide, voila, write_notebook
 
 pytestmark = pytest.mark.xdist_group("browser")
 
