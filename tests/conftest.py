@@ -12,7 +12,7 @@ settings.load_profile("new examples")
 
 DATA = Path(os.environ.get("SSL_NB_DATA", "/nowhere"))
 ALL = os.environ.get("SSL_NB_ALL") == "1"  # everything must run: a test that cannot counts as failed
-# the only reasons for which a test may then be skipped; the last is scikit-learn's own, for array types that the estimators do not promise
+# The only reasons for which a test may then be skipped. The last is scikit-learn's own, for array types that are not promised.
 ALLOWED = ("takes minutes", "no GPU", "SCIPY_ARRAY_API is not set")
 
 

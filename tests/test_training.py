@@ -219,7 +219,8 @@ class Oddities(nn.Module):
 
 
 def test_decay_is_for_what_multiplies_the_input():
-    vit = encoders.create("vit", in_chans=1, img_size=8, patch_size=4, depth=1, num_heads=2, embed_dim=16, reg_tokens=2, init_values=0.1)
+    small = dict(img_size=8, patch_size=4, depth=1, num_heads=2, embed_dim=16)
+    vit = encoders.create("vit", in_chans=1, **small, reg_tokens=2, init_values=0.1)
     swav = methods.create("swav", encoder=ToyEncoder(), prototypes=4)
     for module in (vit, methods.create("mae", encoder=vit), swav, Oddities(),
                    encoders.create("convnet", in_chans=1, img_size=8)):
