@@ -245,7 +245,7 @@ def save(
 
     if not description(encoder):
         raise ValueError(f"{type(encoder).__name__} does not know how it was made; only encoders of encoders.create whose knobs are numbers "
-                         "and words can be saved whole (safetensors.torch.save_model saves the weights of any other)")
+                         "and words can be saved whole (its state_dict() can be saved by safetensors)")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")

@@ -70,3 +70,11 @@ def test_simclr_beats_its_untrained_encoder_with_intervals_apart(tmp_path):
         return seed_score(np.array(found), "offline_linear, 100 labels").interval
 
     assert interval("untrained")[1] < interval("simclr")[0]
+
+
+@pytest.mark.slow
+def test_first_run_beats_pixels_with_few_labels(tmp_path):
+    folder = reproduce("first_run", runs=tmp_path, say=quiet)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert load_run(folder)["results"][0]["verdict"] == "reproduced"
+    assert {"raw pixels", "untrained", "simclr", "from scratch"} <= {row.get("representation") for row in rows}

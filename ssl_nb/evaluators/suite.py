@@ -439,8 +439,7 @@ def _intervals(evaluation: Evaluation):
         for y, value in zip(place, part.value): ax.annotate(f"{value:.3g}", (value, y), (6, 3), textcoords="offset points", fontsize=7)
         ax.set_yticks(place, part.protocol, fontsize=8)
         ax.set_ylim(len(part) - 0.4, -0.8)  # the first row on top, with room for its number
-        ax.margins(x=0.08)
         ax.set_xlabel(label)
-        if part is others: ax.set_xscale("symlog")
+        if part is others: ax.set(xscale="symlog", xmargin=0.12)
         else: ax.set_xlim(-0.02, 1.05)
     return fig
