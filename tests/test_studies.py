@@ -9,7 +9,8 @@ from ssl_nb.reproduce import find, notebooks
 from ssl_nb.verdicts import VERDICTS
 
 CLAIMS = {"label_free": 5, "dist_shape": 6, "ood_ranking": 3}
-GATES = dict.fromkeys(CLAIMS, "untrained (?:encoder|start)") | dict.fromkeys(("collapse", "barlow_twins"), "trained over untrained")
+GATES = dict.fromkeys(CLAIMS, "untrained (?:encoder|start)")
+GATES |= dict.fromkeys(("collapse", "barlow_twins"), "trained over untrained")
 
 
 def cells(name):
