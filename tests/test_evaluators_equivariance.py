@@ -199,7 +199,14 @@ def test_ties_count_by_expectation():
     assert found["h_1"].samples == pytest.approx([0.5, 0.5, 1]) and found["mrr"].samples == pytest.approx([0.75, 0.75, 1])
 
 
-def test_intervals_resample_objects():
+def test_a_perfect_rank_is_not_certain():
+    z, turned, _, objects = turning(count=12, views=4)
+    for groups in (objects, None):
+        low, high = equivariance_rank(turned, turned, groups)["h_1"].interval
+        assert high == 1 and 0.5 < low < 0.95
+
+
+def test_intervals_are_over_objects():
     z, turned, _, objects = turning(count=12, views=20)
     predicted = torch.where((objects < 6)[:, None], turned, turned.flip(0))  # half of the objects right, half wrong
     by_object, by_row = (equivariance_rank(predicted, turned, o)["h_1"] for o in (objects, None))

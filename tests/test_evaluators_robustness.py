@@ -88,6 +88,12 @@ def test_detection_sees_only_the_order(seed):
     assert detection(inside, inside, n=2)["auroc"] == 0.5
 
 
+def test_separated_sides_are_not_certain():
+    found = detection(np.arange(30.0) + 100, np.arange(20.0), n=200)
+    assert found["auroc"] == found["aupr_in"] == 1 and found["fpr95"] == 0
+    assert all(score.interval is None for score in found.values())
+
+
 def test_detection_of_one_against_one_has_no_interval():
     found = detection([1.0], [0.0])
     assert found["auroc"] == 1 and found["fpr95"] == 0 and found["auroc"].interval is None

@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ssl_nb.reproduce import find
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 NAMED = {p.stem: p for p in (ROOT / "nbs" / "reproductions").glob("*.ipynb")}
@@ -34,24 +36,36 @@ def numbers(text):
 
 @lru_cache
 def output_numbers(path):
-    "Every number in the outputs of a notebook, as text, table or stream."
-    found = set()
+    "The numbers in each line of the outputs of a notebook, sorted; a row of a table is a line."
+    lines = []
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
             texts = [output.get("text", ""), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))]
             for text in texts:
+                text = text.replace("\n", " ").replace("</tr>", "\n") if "<tr" in text else text
                 bare = unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", text, flags=re.S)).replace("\u2212", "-")
-                found |= {value for value, _ in numbers(bare)}
-    return sorted(found)
+                lines += [sorted({value for value, _ in numbers(line)}) for line in bare.splitlines()]
+    return lines
 
 
-def stands_in(value, half, path):
-    "Whether a number of the outputs rounds to this one; a unit may be a thousandth (ms, s) or a percentage."
-    known, half = output_numbers(path), half * (1 + 1e-6)
+def is_one_of(value, half, known):
+    "Whether one of the known numbers rounds to this one; a unit may be a thousandth (ms, s) or a percentage."
+    half *= 1 + 1e-6
     return any(
         bisect_left(known, (value - half) / factor) < bisect_right(known, (value + half) / factor)
         for factor in (1, 1e3, 1e-3, 100)
     )
+
+
+def stands_in(text, path):
+    "Whether one line of the outputs has every number of a text."
+    return any(all(is_one_of(*number, line) for number in numbers(text)) for line in output_numbers(path))
+
+
+def together(cell):
+    "The parts of a cell whose numbers belong to one line of the outputs: a figure with its interval, or a figure alone."
+    figure = r"[+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?"
+    return [m[0] for m in re.finditer(rf"{NUMBER.pattern}(?: \[{figure}, {figure}\])?", cell) if any(numbers(m[0]))]
 
 
 def sections(text):
@@ -97,7 +111,7 @@ def test_the_readme_has_figures_to_check():
 
 @pytest.mark.parametrize("row, cell, named", FIGURES, ids=[f"{i}-{row[:40]}" for i, (row, _, _) in enumerate(FIGURES)])
 def test_a_figure_of_the_readme_is_in_the_outputs(row, cell, named):
-    missing = [f"{v:g}" for v, half in numbers(cell) if not any(stands_in(v, half, path) for path in named)]
+    missing = [text for text in together(cell) if not any(stands_in(text, path) for path in named)]
     assert not missing, f"{row!r}: {', '.join(missing)} of {cell!r} in no output of {', '.join(p.stem for p in named)}"
 
 
@@ -111,9 +125,62 @@ def test_the_check_reads_figures_and_finds_those_that_are_wrong(tmp_path):
                nbformat.v4.new_output("display_data", data={"text/html": "<td style='x: 77'>0.8276</td><td>0.02305 s</td>"})]
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)])
     nbformat.write(made, tmp_path / "made.ipynb")
-    true, wrong = (".828", "1,860", "1863", "23 ms", "82.8 %"), (".83 or .827", ".8277", "1,870", "77", "24 ms")
-    assert all(stands_in(*next(numbers(text)), tmp_path / "made.ipynb") for text in true)
-    assert not any(all(stands_in(*n, tmp_path / "made.ipynb") for n in numbers(text)) for text in wrong)
+    true = (".828", "1,860", "1863", "23 ms", "82.8 %", ".828 [.023, 23]")
+    wrong = (".83 or .827", ".8277", "1,870", "77", "24 ms", "1,863 [.828, 23]")
+    assert all(stands_in(text, tmp_path / "made.ipynb") for text in true)
+    assert not any(stands_in(text, tmp_path / "made.ipynb") for text in wrong)
+    assert together("+.20 [-.18, .22], 1,860 images/s, 9.1 [8e-3, 10] times") == ["+.20 [-.18, .22]", "1,860", "9.1 [8e-3, 10]"]
+
+
+# --- the table of results is that of the pages, verdict by verdict
+
+
+def claims_of_the_readme():
+    "Page -> its rows of the README's table of results, as dictionaries."
+    found = {}
+    for _, tables in sections(README):
+        for head, rows in tables:
+            page = None
+            for row in rows if "verdict" in head else []:
+                page = next(iter(named_in(" ".join(row))), page)
+                found.setdefault(page.stem, []).append(dict(zip(head, row, strict=True)))
+    return found
+
+
+def claims_of_a_page(path):
+    "The rows of the table of verdicts in which a committed page ends."
+    outputs = [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+    [table] = [t for o in outputs if 'class="verdict' in (t := o.get("data", {}).get("text/html", ""))]
+    cells = [re.findall("<t[hd].*?</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    head, *rows = [[re.sub("<[^>]*>", " ", cell).strip() for cell in row] for row in cells]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+PAGES = sorted((ROOT / "nbs" / "reproductions").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
+def test_the_results_are_those_of_the_page(path):
+    told, found = claims_of_the_readme()[path.stem], claims_of_a_page(path)
+    assert [row["verdict"] for row in told] == [row["verdict"] for row in found], "every claim, in the page's order"
+    for ours, theirs in zip(told, found, strict=True):
+        for column in ("ours", "baseline", "difference"):
+            known = [value for value, _ in numbers(next(v for k, v in theirs.items() if k.startswith(column)))]
+            said = list(numbers(ours[column]))
+            assert len(said) == len(known) and all(is_one_of(*n, [k]) for n, k in zip(said, known, strict=True)), (ours, theirs)
+        assert int(ours["seeds"]) == int(find(path.stem).scales["laptop"]["seeds"])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
+def test_the_outputs_are_of_the_settings_that_the_page_has(path):
+    printed = next(o["data"]["text/plain"] for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"
+                   for o in c.outputs if o.get("data", {}).get("text/plain", "").startswith("namespace("))
+    ran = {word.arg: ast.literal_eval(word.value) for word in ast.parse(printed, mode="eval").body.keywords}
+    stated = find(path.stem).scales["laptop"]
+    names = {name for name, text in stated.items() if text != "None" and text.rstrip("()").isidentifier()}
+    literal = {name: ast.literal_eval(stated[name]) for name in stated.keys() - names}
+    assert ran.keys() == {"scale", *stated} and len(names) <= 2
+    assert ran["scale"] == "laptop" and {name: ran[name] for name in literal} == literal
 
 
 # --- committed notebooks have been executed

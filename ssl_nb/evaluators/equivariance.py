@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import Score, accumulator, bootstrap, check_features, check_labels, measured, unit_rows
+from .scores import Score, accumulator, bootstrap, check_features, check_labels, mean_score, measured, unit_rows
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #3866e154
 @measured
@@ -160,7 +160,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     """Mean reciprocal rank and H@1 of the true view among those of its object (SIE, Garrido et al. 2023).
 
     Ties count by their expectation in random order, so that equal targets give chance, which is in `notes`. Intervals
-    by bootstrap over objects (over rows if there is one); `Score.samples` has a value for each row.
+    as those of `mean_score`, over objects (over rows if there is one); `Score.samples` has a value for each row.
     """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric={metric!r} is unknown; known are 'cosine' and 'euclidean'.")
@@ -176,8 +176,9 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     better, equal = _count_better(p, t.to(p), groups, sizes)
     values = dict(mrr=(harmonic[better + equal] - harmonic[better]) / equal, h_1=(better == 0) / equal.double())
     chance = dict(mrr=harmonic[sizes] / sizes, h_1=1 / sizes.double())
-    return {name: _over_objects(v, groups, f"equivariance_{name} ({metric})", (chance[name] * sizes).sum() / len(p))
-            for name, v in values.items()}
+    found = {name: mean_score(v, f"equivariance_{name} ({metric})", chance=float((chance[name] * sizes).sum() / len(p)))
+             for name, v in values.items()}
+    return found if len(sizes) == 1 else {name: score.over(groups) for name, score in found.items()}
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #bf1d3991
 def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
@@ -190,13 +191,6 @@ def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, "n"], Int[Tensor, "n
             better[rows[part]], equal[rows[part]] = (distance < true).sum(1), (distance == true).sum(1)
     return better, equal
 
-def _over_objects(values, groups, protocol, chance) -> Score:
-    "Mean over rows; the bootstrap resamples objects, or rows where there is one object."
-    one = int(groups.max()) == 0
-    index = torch.arange(len(values), device=values.device) if one else groups
-    sums = torch.stack([torch.bincount(index, values.double()), torch.bincount(index).double()], 1).cpu().numpy()
-    return Score(values.mean().item(), protocol, bootstrap(sums, lambda s: s[:, 0].sum() / s[:, 1].sum()), "examples",
-                 values.cpu().numpy(), chance=chance.item())
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #ba0c2f0c
 def factor_r2(

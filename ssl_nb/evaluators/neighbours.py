@@ -181,7 +181,7 @@ def retrieval(queries: Float[Tensor, "q d"],
               gallery_ids: Int[Tensor, "n"] | None = None,
               block: int = 2 ** 22,  # similarities sorted at a time
              ) -> dict[str, Score]:  # rank_1, map, mrr
-    """Rank-1, mean average precision and mean reciprocal rank by cosine, with bootstrap intervals over queries.
+    """Rank-1, mean average precision and mean reciprocal rank by cosine, with the intervals of `mean_score` over queries.
 
     Among equal similarities the wrong items come first. Queries without a right item in the gallery are left
     out, and counted in `notes["left_out"]`. Raises `ValueError` where no query has one.

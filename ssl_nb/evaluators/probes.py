@@ -411,7 +411,7 @@ def finetune(encoder: nn.Module,  # from images to features (n, d); left as it i
             ) -> Score:
     """Accuracy on test after training a copy of the encoder, and a linear head, on labels. Last epoch.
 
-    One seed: Score of examples (bootstrap); several: of seeds (Student's t). `notes` holds the rate taken and,
+    One seed: Score of examples (Wilson's interval); several: of seeds (Student's t). `notes` holds the rate taken and,
     of several, each one's validation accuracy. Costs epochs x len(train) forward and backward passes a seed,
     about 3 x epochs the price of the features that a probe needs, and almost as much again for each of
     several rates. Weights that were frozen are trained.

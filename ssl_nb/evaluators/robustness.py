@@ -55,7 +55,8 @@ def detection(inside: Float[Tensor, "p"],  # scores of in-distribution examples:
     """`auroc` = P(inside > outside), ties half; `fpr95`: outside accepted where 95 % of inside are; `aupr_in`, `aupr_out`.
 
     Exact, by ranks. AUPR is average precision, with inside or outside as the positive side; chance is the share of the
-    positive side, so that AUPR of sets of other sizes cannot be compared. The notes hold both sides' scores. Raises `ValueError` for an empty side, NaN or infinity.
+    positive side, so that AUPR of sets of other sizes cannot be compared. Where all resamples agree, as for two sides that are
+    fully separated, there is no interval; near there it is too narrow. The notes hold both sides' scores. Raises `ValueError` for an empty side, NaN or infinity.
     """
     inside, outside = (_scores(side, name) for side, name in ((inside, "inside"), (outside, "outside")))
     a, b, places = _counts(inside, outside)
@@ -66,8 +67,8 @@ def detection(inside: Float[Tensor, "p"],  # scores of in-distribution examples:
     found = {}
     for name, measure in _MEASURES.items():
         resampled = [measure(*counts) for counts in draws]
-        interval = tuple(map(float, np.quantile(resampled, [0.025, 0.975]))) if draws else None
-        found[name] = Score(measure(count(a), count(b)), f"{protocol}, {name}", interval, "examples",
+        low, high = map(float, np.quantile(resampled, [0.025, 0.975])) if draws else (0.0, 0.0)
+        found[name] = Score(measure(count(a), count(b)), f"{protocol}, {name}", None if low == high else (low, high), "examples",
                             inside=inside, outside=outside)
     return found
 
