@@ -34,6 +34,46 @@ def check_sense(results):
                 )
 
 
+# Figures that leave no doubt, by row of the log, and the verdicts that must follow: what wins, loses, or is the same.
+def _dist_shape(row):
+    copy, pair, quality = {"mae": (0.9, 0.1, 0.9), "untrained": (0.4, 0.6, 0.2)}.get(row["features"], (0.4, 0.6, 0.8))
+    return dict(copy=copy, pair=pair, knn=quality, offline_linear=quality)
+
+
+def _barlow_twins(row):
+    end = "narrow" if row["width"] == 16 else "small" if row["batch"] == 128 else "top"
+    found = {"barlow_twins": dict(narrow=0.5, small=0.4, top=0.9), "simclr": dict(narrow=0.8, small=0.8, top=0.9)}
+    return dict(untrained=0.2, knn=found[row["method"]][end])
+
+
+def _collapse(row):
+    knn = {"DirectPred, moving average": 0.8, "two-layer, moving average": 0.9}.get(row["setting"], 0.7)
+    return dict(untrained=0.2, knn=knn, spread=0.1 if row["setting"] == "no predictor" else 0.9)
+
+
+SENSE = {
+    "dist_shape": (_dist_shape, ["reproduced", "contradicted"] * 3),
+    "barlow_twins": (_barlow_twins, ["reproduced", "contradicted"]),
+    "collapse": (_collapse, ["reproduced", "null", "reproduced", "contradicted"]),
+}
+
+
+def judged_anew(folder, figures):
+    "The verdicts of a finished smoke run after its log was given other figures, as if it had been interrupted before them."
+    partial = folder.with_name(f".partial-{folder.name}")
+    partial.mkdir()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scatter = np.random.default_rng(0)  # without any scatter between seeds there is no interval
+    made = [{key: value + scatter.uniform(0, 1e-4) for key, value in figures(row).items()} for row in rows]
+    log = [json.dumps({**row, **new, "_attempt": 1}) + "\n" for row, new in zip(rows, made, strict=True)]
+    (partial / "metrics.jsonl").write_text("".join(log))
+    (partial / "attempts.json").write_text(json.dumps([{"started": "before", "force": True}]))
+    parameters = load_run(folder)["parameters"]
+    again = reproduce(load_run(folder)["name"], {"scale": parameters["scale"]}, runs=folder.parent, force=True, say=quiet)
+    assert load_run(again)["attempts"] == 2
+    return [row["verdict"] for row in load_run(again)["results"]]
+
+
 @pytest.mark.parametrize("name", sorted(notebooks()))
 def test_smoke(name, tmp_path):
     folder = reproduce(name, scale="smoke", runs=tmp_path, say=quiet)
@@ -44,6 +84,9 @@ def test_smoke(name, tmp_path):
     report = (folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?https?://[^"'> ]+\.(?:js|css)""", report), "opens only with a network"
     assert json.loads((folder / "versions.json").read_text())["packages"]["torch"]
+    if name in SENSE:
+        figures, verdicts = SENSE[name]
+        assert judged_anew(folder, figures) == verdicts
 
 
 @pytest.mark.parametrize("method", ["barlow_twins", "byol", "dino", "mae", "moco", "simsiam", "swav", "vicreg"])
