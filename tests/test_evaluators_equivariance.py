@@ -318,6 +318,19 @@ def test_the_two_averages_agree_for_one_parameter_and_differ_by_the_means():
         equivariance_r2(z, turned, circle, objects, average="all")
 
 
+def test_the_interval_of_factor_r2_is_over_groups():
+    x, f = randn(400, 5), randn(400, seed=1)
+    f = f + x[:, 0]
+    copies, group = (t[200:].repeat_interleave(9, 0) for t in (x, f)), torch.arange(200).repeat_interleave(9)
+    test = list(copies)
+    apart = factor_r2(x[:200], f[:200], *test)
+    together = factor_r2(x[:200], f[:200], *test, groups=group)
+    once = factor_r2(x[:200], f[:200], x[200:], f[200:])
+    wide, narrow, right = (high - low for low, high in (together.interval, apart.interval, once.interval))
+    assert apart == together == pytest.approx(once) and wide > 2 * narrow and wide == pytest.approx(right, rel=0.3)
+    assert together.of == "groups"
+
+
 @pytest.mark.parametrize("where", [0, 1])
 def test_a_factor_that_does_not_vary_is_refused(where):
     factors = [randn(40, 2), randn(20, 2)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import Score, accumulator, bootstrap, check_features, check_labels, mean_score, measured, unit_rows
+from .scores import Score, accumulator, bootstrap, check_features, check_labels, group_codes, mean_score, measured, unit_rows
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #3866e154
 @measured
@@ -198,7 +198,8 @@ def factor_r2(
     train_factor: Float[Tensor, "n ..."],
     test_features: Float[Tensor, "q d"],
     test_factor: Float[Tensor, "q ..."],
-) -> Score:  # at least 0, with a bootstrap interval over test images
+    groups=None,  # (q,) one name or number for each test image, such as the digit it shows; None: all are independent
+) -> Score:  # at least 0, with a bootstrap interval over test images, or over their groups
     """R2, on the test split, of a ridge regression from features to a factor; the mean over the factor's columns.
 
     Raises `ValueError` for a factor with a column that does not vary in either split, where R2 is not defined.
@@ -222,4 +223,6 @@ def factor_r2(
     def r2(rows):
         left, spread = np.split(rows.mean(0), 2)
         return max(0.0, float((1 - left / spread).mean()))
-    return Score(r2(both), "factor R2 (ridge)", bootstrap(both, r2, n=300), "examples")
+    if groups is None: return Score(r2(both), "factor R2 (ridge)", bootstrap(both, r2, n=300), "examples")
+    sums = np.stack([np.bincount(group_codes(groups, len(both)), column) for column in both.T], 1)
+    return Score(r2(both), "factor R2 (ridge)", bootstrap(sums, r2, n=300), "groups")
