@@ -15,6 +15,7 @@ from ssl_nb.data import Split
 from ssl_nb.evaluators import probes
 from ssl_nb.evaluators.probes import (
     STRENGTHS,
+    attentive_probe,
     balanced_accuracy,
     class_averages,
     finetune,
@@ -22,6 +23,7 @@ from ssl_nb.evaluators.probes import (
     label_efficiency,
     labelled_rows,
     linear_probe,
+    mlp_probe,
     seed_score,
     split_rows,
 )
@@ -469,3 +471,42 @@ def test_finetuning_refuses_one_class(digits):
 def test_strengths_stay_those_of_the_probe():
     weight, bias, notes = fit_linear(*map(torch.from_numpy, SPLIT[:2]), 10)
     assert notes["l2"] in STRENGTHS and weight.shape == (64, 10) and bias.shape == (10,)
+
+
+# ---- probes that are networks
+
+
+def xor(n, seed):
+    "Four clouds in the plane; opposite ones share a label, so that no line separates the labels."
+    sign = torch.randint(2, (n, 2), generator=torch.Generator().manual_seed(seed))
+    scatter = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed + 1))
+    return (sign * 2 - 1).float() + 0.2 * scatter, sign.sum(1) % 2
+
+
+def test_mlp_probe_solves_what_no_line_separates():
+    data = (*xor(400, 0), *xor(200, 5))
+    assert mlp_probe(*data, hidden=32) > 0.97 and linear_probe(*data) < 0.75
+
+
+def one_token_tells(n, seed, tokens=12):
+    "Noise in all tokens but one, at a random place, which carries a mark and, beside it, the label."
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, tokens, 4, generator=generator), torch.randint(2, (n,), generator=generator)
+    place = torch.randint(tokens, (n,), generator=generator)
+    x[torch.arange(n), place, 0], x[torch.arange(n), place, 1] = 8, (y * 2 - 1) * 1.5
+    return x, y
+
+
+def test_attentive_probe_finds_the_token_that_tells():
+    (x, y), (test, truth) = one_token_tells(600, 0), one_token_tells(300, 1)
+    pooled = linear_probe(x.mean(1), y, test.mean(1), truth)
+    attentive = attentive_probe(x, y, test, truth, lrs=(1e-2, 1e-1))
+    assert attentive > pooled + 0.1 and attentive > 0.9
+
+
+@pytest.mark.parametrize("probe, tokens", [(mlp_probe, False), (attentive_probe, True)])
+def test_the_rate_is_chosen_on_train_only(probe, tokens):
+    x, y = one_token_tells(200, 0)
+    x = x if tokens else x.flatten(1)
+    found = [probe(x, y, test, y[:50], lrs=(1e-4, 1e-2), epochs=5) for test in (x[:50], -x[:50].flip(0))]
+    assert found[0].notes["lr"] == found[1].notes["lr"] and found[0].notes["validation"] == found[1].notes["validation"]
