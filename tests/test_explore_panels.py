@@ -85,6 +85,18 @@ def test_a_still_is_a_small_png():
     assert png.startswith(b"\x89PNG") and len(png) < 100_000
 
 
+def test_a_still_stays_small_after_pyplot_was_used():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.pylabtools import select_figure_formats
+    from IPython.utils.capture import capture_output
+
+    shell, made = InteractiveShell.instance(), still(list(PANELS.values()))
+    select_figure_formats(shell, {"png"})  # what the backend of a notebook does at the first figure
+    with capture_output() as shown:
+        shell.display_formatter.format(made)
+    assert shown.outputs[0].data["image/png"] == made._repr_png_()
+
+
 class Toy(Explorer):
     def build(self, high=10):
         if high < 1:

@@ -398,6 +398,11 @@ class _Still(Figure):
         Image.open(full).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
         return small.getvalue()
 
+    def _ipython_display_(self):  # asked before the formatter that pyplot registers for every figure
+        from IPython.display import display
+
+        display({"image/png": self._repr_png_(), "text/plain": repr(self)}, raw=True)
+
 
 def still(
     panels: list[Panel],
