@@ -157,6 +157,8 @@ def _convnet(_, in_chans, img_size, channels=(24, 48, 96, 192), **knobs):
     # not start at zero as timm's would: a run of some hundred steps has no time to wake them up.
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
+    if len(channels) < 3 or min(channels) < 1:
+        raise ValueError(f"channels is {channels!r}; a convnet has a stem and two stages or more: give 3 widths of 1 or more, such as (8, 16, 32)")
     stem, *stages = channels
     blocks = tuple(ByoBlockCfg(type="basic", d=1, c=c, s=2, gs=0, br=1.0) for c in stages)
     cfg = ByoModelCfg(blocks=blocks, stem_chs=stem, stem_type="3x3", stem_pool="")

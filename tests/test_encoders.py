@@ -263,3 +263,9 @@ def test_an_encoder_with_a_knob_that_no_file_can_hold_is_not_described():
     assert encoders.description(encoder) == {}
     with pytest.raises(ValueError, match="numbers and words"):
         encoders.save(encoder, Path("nowhere.safetensors"))
+
+
+@pytest.mark.parametrize("channels", [(8, 16), (8, 0, 16), ()])
+def test_a_convnet_of_too_few_stages_is_refused(channels):
+    with pytest.raises(ValueError, match=r"channels is \(.*two stages or more"):
+        encoders.create("convnet", channels=channels)
