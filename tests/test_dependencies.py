@@ -1,14 +1,18 @@
 """Every package that is imported is required by settings.ini, with a lower bound that the pinned versions satisfy."""
 
 import ast
+import contextlib
+import re
 import sys
 from configparser import ConfigParser
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
@@ -62,3 +66,14 @@ def test_requirements_have_lower_bounds_that_the_pinned_versions_satisfy():
 
 def test_timm_is_one_that_takes_no_checkpoint_from_a_files_metadata():
     assert "1.0.25" not in required()["timm"].specifier and "1.0.26" in required()["timm"].specifier
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0"])
+def test_what_make_installs_runs_on_the_oldest_python_that_the_readme_names(python):
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
+    asked = {}
+    for name in pinned:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # of another platform
+            asked[name] = metadata.metadata(name)["Requires-Python"] or ""
+    assert len(asked) > 100
+    assert not [f"{name} {spec}" for name, spec in asked.items() if not SpecifierSet(spec).contains(python)]
