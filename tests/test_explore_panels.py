@@ -1,4 +1,5 @@
 """Panels: what the browser is told and what matplotlib draws are the same; errors are messages; long work does not block."""
+
 import io
 import threading
 

@@ -223,6 +223,8 @@ def factor_r2(
     def r2(rows):
         left, spread = np.split(rows.mean(0), 2)
         return max(0.0, float((1 - left / spread).mean()))
-    if groups is None: return Score(r2(both), "factor R2 (ridge)", bootstrap(both, r2, n=300), "examples")
-    sums = np.stack([np.bincount(group_codes(groups, len(both)), column) for column in both.T], 1)
-    return Score(r2(both), "factor R2 (ridge)", bootstrap(sums, r2, n=300), "groups")
+    units, of = both, "examples"
+    if groups is not None:
+        codes = group_codes(groups, len(both))
+        units, of = np.stack([np.bincount(codes, column) for column in both.T], 1), "groups"
+    return Score(r2(both), "factor R2 (ridge)", bootstrap(units, r2, n=300), of)

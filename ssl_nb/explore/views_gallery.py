@@ -32,11 +32,12 @@ def read(name: str, method, sets: data.Data) -> Reading:
     "R2 of every factor and the accuracy of the label (offline_linear), from representation and embedding."
     spaces = {"representation": method.evaluated, "embedding": torch.nn.Sequential(method.encoder, method.projector)}
     asked, by = {}, sets.spec.group  # each digit of `scenes` is in several images
-    groups = sets.test.get(by) if by else torch.arange(len(sets.test))
+    groups = sets.test.get(by) if by else None
     for space, network in spaces.items():
         train, test = (encoders.embed(network, split.images).cpu() for split in (sets.train, sets.test))
         asked[space] = {f: factor_r2(train, sets.train.get(f), test, sets.test.get(f), groups) for f in FACTORS if f in sets.train.fields}
-        asked[space]["label"] = evaluators.linear_probe(train, sets.train.labels, test, sets.test.labels, l2=1e-2).over(groups)
+        label = evaluators.linear_probe(train, sets.train.labels, test, sets.test.labels, l2=1e-2)
+        asked[space]["label"] = label if groups is None else label.over(groups)
     return Reading(name, **asked)
 
 
