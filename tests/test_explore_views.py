@@ -1,4 +1,6 @@
 """The views gallery: every slider redraws, and what it says of factors is true."""
+
+import dataclasses
 import re
 
 import pytest
@@ -77,6 +79,14 @@ def test_r2_of_a_factor_that_features_hold_do_not_hold_and_of_wrong_lengths():
     assert factor_r2(x[:400], f[:400], x[400:], f[400:]) < 0.05
     with pytest.raises(ValueError, match="399"):
         factor_r2(x[:400], f[:399], x[400:], f[400:])
+
+
+def test_intervals_are_over_digits_where_the_data_names_them(sets):
+    maker = views.create("simclr", size=24)
+    alone = dataclasses.replace(sets, spec=dataclasses.replace(sets.spec, group=None))
+    for data_set, of in ((sets, "groups"), (alone, "examples")):
+        scores = read("untrained", network(maker, data_set), data_set).representation
+        assert {score.of for score in scores.values()} == {of}
 
 
 def test_training_is_repeatable_and_changes_what_is_read(sets):
