@@ -26,6 +26,7 @@ demo: $(READY)
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	ruff check .
+	codespell
 	pytest -q -n 2 --dist loadgroup
 	nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(reproductions|benchmarks)$$'
 

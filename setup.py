@@ -12,7 +12,7 @@ cfg = config["DEFAULT"]
 # The notebooks that the commands run or open travel inside the package.
 kinds = [kind for kind in ("reproductions", "benchmarks", "explore") if (here / "nbs" / kind).is_dir()]
 notebooks = {f"ssl_nb.notebooks.{kind}": f"nbs/{kind}" for kind in kinds}
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "bench", "dev")}
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
 
 setup(
     version=cfg["version"],

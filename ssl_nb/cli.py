@@ -180,7 +180,7 @@ def evaluate(
     data: str = typer.Option(None, "--data", help="Name of a data set, folder or .npz; default: what the run was trained on."),
     suite: str = typer.Option("quick", help="quick, full, or names of evaluators with commas between them."),
     ood: str = typer.Option(None, "--ood", help="A data set from elsewhere, for ood_scores."),
-    k: int = typer.Option(20, "-k", help="Neighbours of knn."),
+    k: int = typer.Option(20, "-k", help="Neighbors of knn."),
     csv: Path = typer.Option(None, metavar="PATH", help="Also write the table as CSV."),
 ):
     "Ask evaluators about trained encoders; the table is added to the run's folder."

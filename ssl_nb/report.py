@@ -114,7 +114,7 @@ LONG = 12  # lines of text that are shown without folding
 def plain(
     text: str,  # what a terminal would have received
 ) -> str:
-    "Text without colour codes and without the lines that a carriage return has overwritten."
+    "Text without color codes and without the lines that a carriage return has overwritten."
     text = ANSI.sub("", text).replace("\r\n", "\n")
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
 
@@ -194,12 +194,12 @@ def page(
 
     title, cells = _title(nb)
     body = "\n".join(filter(None, (_cell(cell, folder) for cell in cells)))
-    colours = HtmlFormatter().get_style_defs("pre")
+    colors = HtmlFormatter().get_style_defs("pre")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{colours}{STYLE}</style></head>
+<title>{html.escape(title)}</title><style>{colors}{STYLE}</style></head>
 <body><main><h1>{offline(_inline(title))}</h1>
 {head}
 <p><button onclick="{UNFOLD}">Show or hide all code</button></p>
