@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_nb import scenes
-from ssl_nb.data import holdout, load
-from ssl_nb.scenes import FACTORS, PHOTOGRAPHS, STYLES, Knobs, SceneViews, compose
+from ssl_nb.data import holdout, load, scenes
+from ssl_nb.data.scenes import FACTORS, PHOTOGRAPHS, STYLES, Knobs, compose
+from ssl_nb.views import SceneViews
 
 
 def seeded(seed=0):
@@ -35,7 +35,7 @@ def centroid(masks):
 @pytest.mark.parametrize("frames", [1, 4])
 def test_shapes_and_ranges(digits, channels, objects, frames):
     n, size = 5, 20
-    glyphs = digits.images[: n * objects].view(n, objects, 8, 8)
+    glyphs = digits["images"][: n * objects].view(n, objects, 8, 8)
     knobs = Knobs(size=size, channels=channels, frames=frames, styles=STYLES, contrast=1.0)
     scene = compose(glyphs, seeded(), knobs)
     time, one = (() if frames == 1 else (frames,)), (() if objects == 1 else (objects,))
@@ -49,14 +49,14 @@ def test_shapes_and_ranges(digits, channels, objects, frames):
         boxes=(n, *time, *one, 4),
         masks=(n, *time, *one, size, size),
         style=(n, *one),
-        colour=(n, *one, channels),
+        color=(n, *one, channels),
     )
     if frames > 1:
         expected |= dict(velocity=(n, *time, *one, 2), spin=(n, *one), growth=(n, *one))
     assert {name: tuple(v.shape) for name, v in scene.items()} == expected
     assert scene["images"].dtype == torch.float32 and scene["masks"].dtype == torch.bool
     assert scene["images"].min() >= 0 and scene["images"].max() <= 1
-    assert scene["style"].max() < len(STYLES) and scene["colour"].min() >= 0 and scene["colour"].max() <= 1
+    assert scene["style"].max() < len(STYLES) and scene["color"].min() >= 0 and scene["color"].max() <= 1
 
 
 # ---- ground truths
@@ -64,17 +64,17 @@ def test_shapes_and_ranges(digits, channels, objects, frames):
 
 @pytest.mark.parametrize("size", [24, 48])
 def test_position_is_the_centroid_and_objects_are_whole(digits, size):
-    scene = compose(digits.images, seeded(), Knobs(size=size))
+    scene = compose(digits["images"], seeded(), Knobs(size=size))
     error = (centroid(scene["masks"]) - scene["position"]).norm(dim=1)
     assert error.mean() < 0.2 and error.quantile(0.99) < 0.75 and error.max() < 1.5
-    unclipped = compose(digits.images, seeded(), Knobs(size=2 * size, scale=(0.275, 0.45), position=0))
+    unclipped = compose(digits["images"], seeded(), Knobs(size=2 * size, scale=(0.275, 0.45), position=0))
     # The same digits at the same angles, far from any border: as many pixels as they have here.
     ratio = scene["masks"].sum((1, 2)) / unclipped["masks"].sum((1, 2))
     assert 0.97 < ratio.mean() < 1.03 and ratio.quantile(0.005) > 0.8
 
 
 def test_boxes_bound_masks(digits):
-    scene = compose(digits.images[:60].view(20, 3, 8, 8), seeded(), Knobs(size=32, frames=3))
+    scene = compose(digits["images"][:60].view(20, 3, 8, 8), seeded(), Knobs(size=32, frames=3))
     for mask, box in zip(scene["masks"].flatten(0, 2), scene["boxes"].flatten(0, 2).tolist(), strict=True):
         y, x = torch.nonzero(mask, as_tuple=True)
         assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
@@ -82,7 +82,7 @@ def test_boxes_bound_masks(digits):
 
 
 def test_instances_show_the_object_in_front(digits):
-    scene = compose(digits.images[:200].view(50, 4, 8, 8), seeded(), Knobs(size=32))
+    scene = compose(digits["images"][:200].view(50, 4, 8, 8), seeded(), Knobs(size=32))
     hidden = torch.zeros(50, 32, 32, dtype=torch.bool)
     for i in range(4):
         assert torch.equal(scene["instances"] == i + 1, scene["masks"][:, i] & ~hidden)
@@ -92,7 +92,7 @@ def test_instances_show_the_object_in_front(digits):
 
 
 def test_the_background_is_the_photograph_it_says(digits):
-    glyphs, knobs = digits.images[:50], Knobs(size=24, contrast=1.0)
+    glyphs, knobs = digits["images"][:50], Knobs(size=24, contrast=1.0)
     scene = compose(glyphs, seeded(), knobs, part="test")
     plain = compose(torch.zeros_like(glyphs), seeded(), knobs, part="test")  # no ink: background alone
     bank = scenes.bank("test", 24, 1)
@@ -107,33 +107,33 @@ def test_the_background_is_the_photograph_it_says(digits):
     assert far.any() and (scene["images"][:, 0] - plain["images"][:, 0])[far].abs().max() < 0.02
 
 
-def test_the_colour_is_that_of_the_ink(digits):
-    scene = compose(digits.images[:100], seeded(), Knobs(size=48, channels=3, styles=("plain", "inverted")))
-    for image, mask, colour in zip(scene["images"], scene["masks"], scene["colour"], strict=True):
+def test_the_color_is_that_of_the_ink(digits):
+    scene = compose(digits["images"][:100], seeded(), Knobs(size=48, channels=3, styles=("plain", "inverted")))
+    for image, mask, color in zip(scene["images"], scene["masks"], scene["color"], strict=True):
         inside = (
             -torch.nn.functional.max_pool2d(-mask[None].float(), 5, 1, 2)[0] > 0
         )  # two pixels from the edge
         if inside.any():
-            torch.testing.assert_close(image[:, inside].median(1).values, colour, atol=0.02, rtol=0)
+            torch.testing.assert_close(image[:, inside].median(1).values, color, atol=0.02, rtol=0)
     dark = scene["style"] == STYLES.index("inverted")
     assert (
-        scene["colour"][dark].max() < 0.2 < 0.65 < scene["colour"][~dark].amax(1).min()
+        scene["color"][dark].max() < 0.2 < 0.65 < scene["color"][~dark].amax(1).min()
         and 30 < dark.sum() < 70
     )
 
 
 def sampled(glyph, position, angle, scale, size):
-    maps, centre = scenes._enlarge(glyph, size)
+    maps, center = scenes._enlarge(glyph, size)
     truth = dict(
         position=torch.tensor(position).view(1, 1, 1, 2),
         angle=torch.full((1, 1, 1), float(angle)),
         scale=torch.full((1, 1, 1), float(scale)),
     )
-    return scenes._sample(maps, centre, truth, size, 1)[0, 0, 0]
+    return scenes._sample(maps, center, truth, size, 1)[0, 0, 0]
 
 
 def test_angles_are_counter_clockwise_scale_and_position_as_told(digits):
-    glyph = digits.images[7:8]
+    glyph = digits["images"][7:8]
     upright = sampled(glyph, (20.0, 20.0), 0, 0.6, 40)
     torch.testing.assert_close(
         sampled(glyph, (20.0, 20.0), 90, 0.6, 40), upright.rot90(1, (1, 2)), atol=1e-4, rtol=0
@@ -146,13 +146,13 @@ def test_angles_are_counter_clockwise_scale_and_position_as_told(digits):
 
 def test_the_picture_is_that_of_the_equation(digits):
     "Against the sum of Gaussians, evaluated where each pixel looks."
-    glyph, size = digits.images[12:13], 24
-    _, centre = scenes._enlarge(glyph, size)
+    glyph, size = digits["images"][12:13], 24
+    _, center = scenes._enlarge(glyph, size)
     position, angle, scale = torch.tensor([10.0, 13.0]), math.radians(-17), 0.7
     at = torch.arange(size) + 0.5
     dx, dy = (at - position[0])[None, :], (at - position[1])[:, None]
     c, s, cells = math.cos(angle), math.sin(angle), 8 / (scale * size)
-    qx, qy = centre[0, 0, 0] + cells * (c * dx - s * dy), centre[0, 0, 1] + cells * (s * dx + c * dy)
+    qx, qy = center[0, 0, 0] + cells * (c * dx - s * dy), center[0, 0, 1] + cells * (s * dx + c * dy)
     middle = torch.arange(8) + 0.5
     squared = (qx[..., None, None] - middle) ** 2 + (qy[..., None, None] - middle[:, None]) ** 2
     ink = (glyph[0, 0].float() / 255 * torch.exp(-squared / 0.5)).sum((-2, -1)) / (0.5 * math.pi)
@@ -181,7 +181,7 @@ def test_paths_are_thrown_back(start, velocity, reach):
 
 
 def test_velocity_leads_to_the_next_frame(digits):
-    glyphs = digits.images[:100].view(50, 2, 8, 8)
+    glyphs = digits["images"][:100].view(50, 2, 8, 8)
     clip = compose(glyphs, seeded(), Knobs(size=32, frames=6, speed=0.1))
     torch.testing.assert_close(clip["position"][:, :-1] + clip["velocity"][:, :-1], clip["position"][:, 1:])
     torch.testing.assert_close(clip["scale"][:, 1:], clip["scale"][:, :-1] * clip["growth"][:, None])
@@ -196,24 +196,24 @@ def test_velocity_leads_to_the_next_frame(digits):
 
 
 def test_the_same_seed_gives_the_same_scenes(digits):
-    a, b, c = (compose(digits.images[:9], seeded(s), Knobs(styles=STYLES, channels=3)) for s in (1, 1, 2))
+    a, b, c = (compose(digits["images"][:9], seeded(s), Knobs(styles=STYLES, channels=3)) for s in (1, 1, 2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["position"], c["position"])
 
 
 def test_factors_have_chances_of_their_own(digits):
-    a = compose(digits.images[:9], seeded(), Knobs())
-    b = compose(digits.images[:9], seeded(), Knobs(contrast=0.2, styles="outline"))
+    a = compose(digits["images"][:9], seeded(), Knobs())
+    b = compose(digits["images"][:9], seeded(), Knobs(contrast=0.2, styles="outline"))
     assert all(
         torch.equal(a[name], b[name]) for name in ("position", "angle", "scale", "background", "masks")
     )
     torch.testing.assert_close(
-        compose(digits.images[:9], seeded(), Knobs(angle=10.0))["angle"], a["angle"] / 2
+        compose(digits["images"][:9], seeded(), Knobs(angle=10.0))["angle"], a["angle"] / 2
     )
 
 
 def test_factors_fill_their_ranges(digits):
-    scene = compose(digits.images, seeded(), Knobs(size=24, styles=STYLES, scale=(0.5, 0.8), angle=15.0))
+    scene = compose(digits["images"], seeded(), Knobs(size=24, styles=STYLES, scale=(0.5, 0.8), angle=15.0))
     assert scene["angle"].min() < -14.5 and scene["angle"].max() > 14.5 and scene["angle"].abs().max() <= 15
     assert 0.5 <= scene["scale"].min() < 0.51 and 0.79 < scene["scale"].max() <= 0.8
     assert torch.bincount(scene["style"], minlength=4).min() > 0.2 * len(digits)
@@ -251,51 +251,51 @@ def test_knobs_that_make_no_scene(wrong):
 def test_train_and_test_share_neither_digits_nor_photographs():
     data = load("scenes", n_train=1500, n_test=600)
     for name in ("digit", "background"):
-        assert not set(data.train.get(name).tolist()) & set(data.test.get(name).tolist())
+        assert not set(data.train[name].tolist()) & set(data.test[name].tolist())
     assert (
-        len(set(data.train.get("digit").tolist())) == 1347
-        and len(set(data.test.get("digit").tolist())) == 450
+        len(set(data.train["digit"].tolist())) == 1347
+        and len(set(data.test["digit"].tolist())) == 450
     )
-    assert {PHOTOGRAPHS[i] for i in data.test.get("background").tolist()} == set(scenes.TEST_PHOTOGRAPHS)
+    assert {PHOTOGRAPHS[i] for i in data.test["background"].tolist()} == set(scenes.TEST_PHOTOGRAPHS)
     whole = load("digits").train
-    first = {row: i for i, row in enumerate(whole.get("digit").tolist())}
+    first = {row: i for i, row in enumerate(whole["digit"].tolist())}
     for glyph, digit, label in zip(
-        data.train.get("glyph")[:50], data.train.get("digit")[:50], data.train.labels, strict=False
+        data.train["glyph"][:50], data.train["digit"][:50], data.train["labels"], strict=False
     ):
         assert (
-            torch.equal(glyph, whole.images[first[int(digit)]]) and label == whole.labels[first[int(digit)]]
+            torch.equal(glyph, whole["images"][first[int(digit)]]) and label == whole["labels"][first[int(digit)]]
         )
 
 
 def test_a_data_set_is_fixed_by_its_seed():
     a, b = load("scenes", n_train=50, n_test=20), load("scenes", n_train=50, n_test=30)
-    assert torch.equal(a.train.images, b.train.images)
-    assert all(torch.equal(a.train.get(name), b.train.get(name)) for name in a.train.fields)
-    assert not torch.equal(a.train.images, load("scenes", n_train=50, n_test=20, seed=1).train.images)
-    assert not torch.equal(a.train.get("angle")[:20], a.test.get("angle"))
+    assert torch.equal(a.train["images"], b.train["images"])
+    assert all(torch.equal(a.train[name], b.train[name]) for name in a.train)
+    assert not torch.equal(a.train["images"], load("scenes", n_train=50, n_test=20, seed=1).train["images"])
+    assert not torch.equal(a.train["angle"][:20], a.test["angle"])
 
 
-@pytest.mark.parametrize("objects, field", [(1, "digit"), (3, "front")])
-def test_scenes_are_held_out_by_digit(objects, field):
+@pytest.mark.parametrize("objects, group", [(1, "digit"), (3, "front")])
+def test_scenes_are_held_out_by_digit(objects, group):
     data = load("scenes", n_train=1500, n_test=20, size=16, objects=objects)
-    assert data.spec.group == field
+    assert data.spec.group == group
     rest, held = holdout(data.train, 0.2, by=data.spec.group)
-    seen, all_digits = rest.get("digit"), held.get("digit")
+    seen, all_digits = rest["digit"], held["digit"]
     front = (lambda digits: digits) if objects == 1 else (lambda digits: digits[:, 0])
     assert not set(front(seen).tolist()) & set(front(all_digits).tolist())
     if objects == 3:  # what a split by rows does: most held-out digits are known
         plain_rest, plain = holdout(data.train, 0.2)
-        assert torch.isin(front(plain.get("digit")), front(plain_rest.get("digit"))).float().mean() > 0.3
-    assert torch.equal(torch.bincount(held.labels, minlength=10) > 0, torch.ones(10).bool())
+        assert torch.isin(front(plain["digit"]), front(plain_rest["digit"])).float().mean() > 0.3
+    assert torch.equal(torch.bincount(held["labels"], minlength=10) > 0, torch.ones(10).bool())
 
 
-def test_objects_and_frames_as_fields():
+def test_objects_and_frames_as_columns():
     data = load("scenes", size=32, channels=3, objects=2, frames=3, n_train=8, n_test=4)
     train = data.train
-    assert train.images.shape == (8, 3, 32, 32) and train.get("clip").shape == (8, 3, 3, 32, 32)
-    assert torch.equal(train.images, train.get("clip")[:, 0]) and train.get("clip").dtype == torch.uint8
-    assert torch.equal(train.labels, train.get("class")[:, 0]) and train.get("glyph").shape == (8, 2, 8, 8)
-    assert train[2:4].get("masks").shape == (2, 3, 2, 32, 32)
+    assert train["images"].shape == (8, 3, 32, 32) and train["clip"].shape == (8, 3, 3, 32, 32)
+    assert torch.equal(train["images"], train["clip"][:, 0]) and train["clip"].dtype == torch.uint8
+    assert torch.equal(train["labels"], train["class"][:, 0]) and train["glyph"].shape == (8, 2, 8, 8)
+    assert train[2:4]["masks"].shape == (2, 3, 2, 32, 32)
     assert data.spec.shape == (3, 32, 32) and len(data.spec.mean) == 3
     with pytest.raises(ValueError, match="objects of at least 1"):
         load("scenes", objects=0)
@@ -306,27 +306,35 @@ def test_objects_and_frames_as_fields():
 
 def test_views_are_repeatable_and_differ(digits):
     views = SceneViews(views=3, styles=STYLES, channels=3, size=20)
-    a, b = views(digits.images[:6], seeded()), views(digits.images[:6], seeded())
+    a, b = views(digits["images"][:6], seeded()), views(digits["images"][:6], seeded())
     assert len(a) == 3 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert all(
         v.shape == (6, 3, 20, 20) and v.dtype == torch.float32 and 0 <= v.min() and v.max() <= 1 for v in a
     )
-    assert not torch.equal(a[0], a[1]) and views.reads == "glyph" and "views=3" in repr(views)
+    assert not torch.equal(a[0], a[1]) and "views=3" in repr(views)
 
 
 @pytest.mark.parametrize("factor", [f for f in FACTORS if f != "background"])
 def test_a_shared_factor_is_the_same_and_the_others_are_not(digits, factor):
     views = SceneViews(shared=factor, styles=STYLES, channels=3, size=32, scale=(0.3, 0.4))
-    (_, a), (_, b) = views.with_truth(digits.images[:64].view(32, 2, 8, 8), seeded())
+    a, b = (view.facts for view in views.make(digits["images"][:64].view(32, 2, 8, 8), seeded()))
     for name in a:
         same = (a[name] - b[name]).abs().max() < 1e-4
-        if name == factor == "colour":
-            bright = (a["style"] == 1) == (b["style"] == 1)  # inverted ink is a dark version of the colour
-            assert torch.equal(a["colour"][bright], b["colour"][bright])
+        if name == factor == "color":
+            bright = (a["style"] == 1) == (b["style"] == 1)  # inverted ink is a dark version of the color
+            assert torch.equal(a["color"][bright], b["color"][bright])
         elif name == factor == "position":  # or the nearest at which the object is whole
             assert (a[name] - b[name]).abs().median() < 1e-4
         else:
             assert same == (name == factor), name
+
+
+def test_views_of_a_split_are_those_of_its_glyphs_with_their_truth(digits):
+    split = load("scenes", n_train=40, n_test=4).train
+    views = SceneViews()
+    made, plain = views(split, seeded()), views(split["glyph"], seeded())
+    assert all(torch.equal(view.x, x) for view, x in zip(made, plain, strict=True))
+    assert made[0].facts["angle"].shape == (40, 1) and not torch.equal(made[0].facts["angle"], made[1].facts["angle"])
 
 
 def test_a_shared_background(digits):
@@ -338,7 +346,7 @@ def test_a_shared_background(digits):
 
 
 def test_everything_shared_is_one_image(digits):
-    a, b = SceneViews(shared=FACTORS, styles=STYLES)(digits.images[:16], seeded())
+    a, b = SceneViews(shared=FACTORS, styles=STYLES)(digits["images"][:16], seeded())
     torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
@@ -350,12 +358,12 @@ def test_views_refuse_what_they_do_not_know(digits):
     with pytest.raises(ValueError, match="at least 1 view"):
         SceneViews(views=0)
     for wrong in (
-        digits.images[:2].float(),
-        digits.images[:2, 0],
+        digits["images"][:2].float(),
+        digits["images"][:2, 0],
         torch.zeros(2, 1, 24, 24).byte(),
-        digits.images[:0],
+        digits["images"][:0],
     ):
-        with pytest.raises(ValueError, match="field 'glyph'"):
+        with pytest.raises(ValueError, match="column 'glyph'"):
             SceneViews()(wrong)
 
 
@@ -373,7 +381,7 @@ def test_blank_digits_are_drawn_without_a_nan():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_as_on_the_cpu(digits):
-    glyphs, views = digits.images[:16], SceneViews(styles=STYLES, channels=3)
+    glyphs, views = digits["images"][:16], SceneViews(styles=STYLES, channels=3)
     here, there = views(glyphs, seeded()), views(glyphs.cuda(), seeded())
     assert all(b.is_cuda for b in there)
     torch.testing.assert_close([b.cpu() for b in there], here, atol=1e-3, rtol=0)
