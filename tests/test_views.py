@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ssl_nb import views as V
+from ssl_nb.views import parts
 
 BICUBIC, BILINEAR = tv.InterpolationMode.BICUBIC, tv.InterpolationMode.BILINEAR
 
@@ -27,7 +28,7 @@ def seeded(seed=0):
 
 
 def images(n, c=3, h=32, w=32, seed=0):
-    """Noise, and the edge cases of hue: a grey, a black, a white image, and one with two equal channels."""
+    """Noise, and the edge cases of hue: a gray, a black, a white image, and one with two equal channels."""
     x = torch.rand(n, c, h, w, generator=seeded(seed))
     x[0], x[1], x[2] = x[0, :1], 0.0, 1.0
     if c == 3:
@@ -91,7 +92,7 @@ def neutral(n, **given):
 
 @pytest.mark.parametrize("c", [1, 3])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_one_linear_colour_operation(name, c):
+def test_one_linear_color_operation(name, c):
     x, factor = images(20, c), torch.rand(20, generator=seeded(1)) * 2
     theirs = [getattr(tv, f"adjust_{name}")(i, f) for i, f in zip(x, factor.tolist(), strict=True)]
     same(V.color_jitter(x, **neutral(20, **{name: factor})), torch.stack(theirs))
@@ -106,7 +107,7 @@ def test_hue_equals_torchvision_and_colorsys():
     same(ours[7, :, 3, 5], torch.tensor(colorsys.hsv_to_rgb((h + turn[7].item()) % 1, s, v)))
 
 
-def test_hue_of_pure_colours():
+def test_hue_of_pure_colors():
     red, green, blue = torch.eye(3)[:, :, None, None].split(1)
     third = torch.tensor([1 / 3])
     same(V.adjust_hue(red, third), green)
@@ -230,7 +231,7 @@ def test_positions_of_a_box_are_equally_likely():
 @pytest.mark.parametrize(
     "h, w, expected",
     [
-        (8, 100, [0, 44, 8, 11]),  # very wide: the widest ratio allowed, centred
+        (8, 100, [0, 44, 8, 11]),  # very wide: the widest ratio allowed, centered
         (100, 8, [44, 0, 11, 8]),
         (10, 10, [0, 0, 10, 10]),
     ],
@@ -328,15 +329,15 @@ def test_every_part_on_every_input(c, dtype):
     x = images(6, c, 24, 28)
     x = (x * 255).to(torch.uint8) if dtype == torch.uint8 else x.to(dtype)
     before = x.clone()
-    for parts in [
+    for recipe in [
         ALL_PARTS,
         *([p] for p in ALL_PARTS),
         [dataclasses.replace(V.Solarize(), p=0.5), V.Crop((9, 13))],
     ]:
-        (view,) = V.Views(parts)(x, seeded())
+        (view,) = V.Views(recipe)(x, seeded())
         assert view.dtype == torch.float32 and view.is_contiguous() and not view.requires_grad
         assert 0 <= view.min() and view.max() <= 1
-        assert torch.equal(x, before), f"{parts} changed its input"
+        assert torch.equal(x, before), f"{recipe} changed its input"
 
 
 def test_bytes_and_floats_give_the_same_views():
@@ -353,7 +354,7 @@ def test_same_seed_same_views_whatever_the_piece(monkeypatch):
         whole = make(x, seeded(7))
         assert all(torch.equal(a, b) for a, b in zip(whole, make(x, seeded(7)), strict=True))
         assert not torch.equal(whole[0], make(x, seeded(8))[0])
-        monkeypatch.setattr(V, "_PIECE", 40_000)
+        monkeypatch.setattr(parts, "_PIECE", 40_000)
         for a, b in zip(whole, make(x, seeded(7)), strict=True):
             same(a, b, 1e-5)
         monkeypatch.undo()
@@ -390,12 +391,12 @@ def test_an_error_in_a_piece_comes_out(threads):
 
 def _workers_of_a_child(queue):
     torch.set_num_threads(1)  # as in every loader's worker; torch itself does not survive a fork with more
-    queue.put(list(V._workers(2).map(lambda k: k + 1, [1, 2])))
+    queue.put(list(parts._workers(2).map(lambda k: k + 1, [1, 2])))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_workers_of_its_own(threads):
-    assert list(V._workers(2).map(lambda k: k + 1, [1, 2])) == [2, 3]
+    assert list(parts._workers(2).map(lambda k: k + 1, [1, 2])) == [2, 3]
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_workers_of_a_child, args=(queue,), daemon=True)
@@ -419,7 +420,7 @@ def test_autocast_and_inference_mode_change_nothing(threads):
 @given(st.integers(0, 2000), st.integers(1, 10**6), st.integers(1, 64))
 @settings(max_examples=100, deadline=None)
 def test_pieces_cover_the_batch_once(n, floats, threads):
-    pieces = V._pieces(n, floats, threads)
+    pieces = parts._pieces(n, floats, threads)
     rows = [i for p in pieces for i in range(n)[p]]
     assert rows == list(range(n)) and all(len(range(n)[p]) for p in pieces)
 
@@ -453,7 +454,7 @@ def test_pipeline_is_its_operations_in_order():
     same(view, x)
 
 
-def test_grey_images_stay_in_range_and_ignore_colour():
+def test_gray_images_stay_in_range_and_ignore_color():
     x = images(6, c=1)
     strong, plain = ([V.Crop(16), V.Jitter(saturation=s, hue=h)] for s, h in ((0.9, 0.5), (0.0, 0.0)))
     a, b = V.Views(strong)(x, seeded())[0], V.Views(plain)(x, seeded())[0]
@@ -560,7 +561,7 @@ def test_blur_kernel_spans_a_tenth_of_the_side(size, radius):
         (lambda: V.create("mae"), "size=32"),
         (lambda: V.create("simclr", size=0), "positive number of pixels"),
         (lambda: V.create("simclr", size=32, scale=(0.5, 0.2)), "smallest, largest"),
-        (lambda: V.create("simclr", size=32, grey=1.5), "from 0 to 1"),
+        (lambda: V.create("simclr", size=32, gray=1.5), "from 0 to 1"),
         (lambda: V.Crop(32, p=0.5), "for all images"),
         (lambda: V.Crop(32, filter="nearest"), "bilinear, bicubic"),
         (lambda: V.Jitter(hue=0.7), "at most 0.5"),
