@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_nb import encoders
+from ssl_nb.data.split import Ragged, Split
+from ssl_nb.encoders import files
 
 
 def images(n=3, c=1, size=24):
@@ -19,22 +21,85 @@ def test_every_encoder_is_reached_in_the_same_way(name, in_chans, size):
     encoder = encoders.create(name, in_chans=in_chans, img_size=size).eval()
     x = images(2, in_chans, size)
     with torch.no_grad():
-        representation, tokens = encoder(x), encoder.patch_tokens(x)
+        representation, tokens = encoder(x), encoder.tokens(x)
     assert representation.shape == (2, encoder.num_features)
-    assert tokens.shape[0] == 2 and tokens.shape[2] == encoder.num_features
-    assert torch.equal(representation, encoder.representation(x).detach())
+    assert tokens.x.shape[0] == 2 and tokens.x.shape[2] == encoder.num_features
+    assert tokens.place.tolist() == [[row, column] for row in range(tokens.grid[0]) for column in range(tokens.grid[1])]
+    assert torch.equal(representation, encoder.pool(tokens))
 
 
-def test_a_convnets_representation_is_the_mean_of_its_patch_tokens():
+SWIN = dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
+NETWORKS = {"convnet": ("convnet", {}), "vit": ("vit", {}), "registers, mean": ("vit", dict(reg_tokens=2, global_pool="avg")),
+            "no prefix": ("vit", dict(class_token=False, global_pool="avg")), "any size": ("vit", dict(dynamic_img_size=True)),
+            "pre-norm": ("vit", dict(pre_norm=True)), "resnet18": ("resnet18", {}), "test_vit": ("test_vit", {}),
+            "test_convnext": ("test_convnext", {}), "channels last": ("swin_tiny_patch4_window7_224", SWIN),
+            "mixer": ("mixer_s32_224", {}), "vgg": ("vgg11", {}),
+            "mobilenet": ("mobilenetv3_small_050", {})}
+
+
+def network(key, size=32):
+    torch.manual_seed(0)
+    name, knobs = NETWORKS[key]
+    return encoders.create(name, in_chans=1, img_size=size, **knobs).eval()
+
+
+def gradients(encoder, made, x):
+    torch.manual_seed(1)
+    return torch.autograd.grad((made * torch.randn(made.shape)).sum(), [x, *encoder.backbone.parameters()], allow_unused=True)
+
+
+def equal(a, b):
+    return a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("key", NETWORKS)
+def test_pooled_tokens_are_what_timm_gives_bit_by_bit(key):
+    encoder, x = network(key), (images(2, size=32) / 255).requires_grad_()
+    backbone, normal = encoder.backbone, encoder.normalize(x)
+    theirs = backbone.forward_head(backbone.forward_features(normal), pre_logits=True)
+    ours = encoder(x)
+    assert torch.equal(ours, theirs) and ours.shape[1] == encoder.num_features
+    assert all(map(equal, gradients(encoder, ours, x), gradients(encoder, theirs, x)))
+
+
+@pytest.mark.parametrize("key", ["vit", "registers, mean", "no prefix", "pre-norm", "any size", "test_vit"])
+def test_kept_tokens_are_encoded_as_written_out_bit_by_bit(key):
+    encoder, x = network(key).train(), (images(2, size=32) / 255).requires_grad_()
+    vit = encoder.backbone
+    count = encoder.tokens(x).x.shape[1]
+    keep = torch.rand(2, count).argsort(1)[:, : max(count // 4, 1)]
+
+    tokens = vit._pos_embed(vit.patch_embed(encoder.normalize(x)))
+    prefix, patches = tokens.split([vit.num_prefix_tokens, tokens.shape[1] - vit.num_prefix_tokens], dim=1)
+    visible = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
+    theirs = vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, visible], dim=1))))
+
+    kept = encoder.tokens(x, keep=keep)
+    ours = kept.x if kept.prefix is None else torch.cat([kept.prefix, kept.x], dim=1)
+    assert torch.equal(ours, theirs) and kept.grid is None
+    side = encoder.tokens(x).grid[1]
+    assert torch.equal(kept.place, torch.stack([keep // side, keep % side], dim=-1))
+    assert all(map(equal, gradients(encoder, ours, x), gradients(encoder, theirs, x)))
+
+
+def test_dropping_by_the_network_itself_is_off_where_tokens_are_kept():
+    encoder = encoders.create("vit", in_chans=1, img_size=24, patch_drop_rate=0.5).train()
+    assert encoder.tokens(images(), keep=torch.arange(64).expand(3, -1)).x.shape[1] == 64
+    dropped = encoder.tokens(images())
+    assert dropped.x.shape[1] == 32 and dropped.grid is None
+
+
+def test_a_convnets_representation_is_the_mean_of_its_tokens():
     encoder = encoders.create("convnet", in_chans=1, img_size=24).eval()
-    torch.testing.assert_close(encoder.patch_tokens(images()).mean(1), encoder(images()))
+    torch.testing.assert_close(encoder.tokens(images()).x.mean(1), encoder(images()))
 
 
 def test_a_patch_token_sees_its_own_place_first():
     # the gradient of one token with respect to the picture is largest inside its patch, in an untrained transformer
     encoder = encoders.create("vit", in_chans=1, img_size=24).eval()
     x = (images(1) / 255).requires_grad_()
-    encoder.patch_tokens(x)[0, 9].square().sum().backward()  # row 1, column 1 of an 8 x 8 grid of 3-pixel patches
+    token = encoder.tokens(x).x[0, 9]  # row 1, column 1 of an 8 x 8 grid of 3-pixel patches
+    (token * torch.linspace(-1, 1, 128)).sum().backward()
     heat = x.grad[0, 0].square().unfold(0, 3, 3).unfold(1, 3, 3).sum((-1, -2))
     assert heat.flatten().argmax() == 9
 
@@ -58,7 +123,7 @@ def test_fused_attention_is_restored_when_reading_fails():
     assert not encoder.backbone.blocks[0].attn.attn_drop._forward_hooks
 
 
-def test_bytes_and_floats_are_the_same_picture_and_a_checkpoint_carries_the_normalisation():
+def test_bytes_and_floats_are_the_same_picture_and_a_checkpoint_carries_the_normalization():
     encoder = encoders.create("vit", in_chans=1, img_size=24, mean=(0.2,), std=(0.5,)).eval()
     torch.testing.assert_close(encoder(images()), encoder(images() / 255))
     other = encoders.create("vit", in_chans=1, img_size=24).eval()
@@ -73,9 +138,117 @@ def test_masked_encoding_does_not_see_what_is_dropped():
     changed = x.clone()
     changed[:, :, :3, 3:6] = 0  # patch 1, dropped
     with torch.no_grad():
-        assert torch.equal(encoder.features(x, keep), encoder.features(changed, keep))
+        assert torch.equal(encoder.tokens(x, keep).x, encoder.tokens(changed, keep).x)
         changed[:, :, :3, :3] = 255 - changed[:, :, :3, :3]  # patch 0, kept
-        assert not torch.allclose(encoder.features(x, keep), encoder.features(changed, keep))
+        assert not torch.allclose(encoder.tokens(x, keep).x, encoder.tokens(changed, keep).x)
+
+
+@pytest.mark.parametrize("knobs", [{}, dict(dynamic_img_size=True)])
+def test_a_replaced_token_is_the_mask_token_at_its_place(knobs):
+    encoder = encoders.create("vit", in_chans=1, img_size=24, mask_token=True, **knobs).eval()
+    x, replace = images(), torch.zeros(3, 64, dtype=torch.bool)
+    replace[:, 1] = True
+    changed = x.clone()
+    changed[:, :, :3, 3:6] = 255 - changed[:, :, :3, 3:6]  # patch 1, replaced
+    with torch.no_grad():
+        made = encoder.tokens(x, replace=replace)
+        assert torch.equal(made.x, encoder.tokens(changed, replace=replace).x) and made.grid == (8, 8)
+        vit, tokens = encoder.backbone, encoder.backbone.patch_embed(encoder.normalize(x)).reshape(3, 64, -1)
+        tokens[:, 1] = encoder.mask_token
+        if knobs:
+            tokens = tokens.view(3, 8, 8, -1)
+        by_hand = vit.norm(vit.blocks(vit._pos_embed(tokens)))
+        assert torch.equal(made.x, by_hand[:, 1:])
+        both = encoder.tokens(x, keep=torch.tensor([[1, 5]]).expand(3, -1), replace=replace)
+        assert torch.equal(both.x, encoder.tokens(changed, keep=torch.tensor([[1, 5]]).expand(3, -1), replace=replace).x)
+    encoder.tokens(x, replace=replace).x[:, 1, 0].sum().backward()
+    assert encoder.mask_token.grad.abs().sum() > 0
+    assert not vit.patch_embed._forward_hooks and not vit.patch_drop._forward_hooks
+
+
+def test_a_mask_token_is_a_parameter_only_where_it_was_asked_for(tmp_path):
+    torch.manual_seed(0)
+    plain = encoders.create("vit", in_chans=1, img_size=24)
+    torch.manual_seed(0)
+    encoder = encoders.create("vit", in_chans=1, img_size=24, mask_token=True)
+    assert set(encoder.state_dict()) - set(plain.state_dict()) == {"mask_token"} and "mask_token" not in plain.made
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in plain.state_dict().items())
+    token = encoder.mask_token
+    assert encoder.add_mask_token().mask_token is token  # a second method does not replace it
+    encoders.save(encoder, tmp_path / "a.safetensors")
+    assert torch.equal(encoders.load(tmp_path).mask_token, token)
+
+
+@pytest.mark.parametrize("key", ["vit", "registers, mean", "no prefix", "convnet", "resnet18", "test_convnext", "channels last"])
+def test_inner_layers_come_in_the_order_that_was_asked(key):
+    encoder, x = network(key), images(2, size=32)
+    count, outputs = len(encoder.backbone.feature_info), []
+    with torch.no_grad():
+        every = encoder.tokens(x, layers=list(range(count)))
+        last, first, again = encoder.tokens(x, layers=[-1, 0, count - 1])
+        whole = encoder.tokens(x)
+        inner = encoder.tokens(x, layers=[0])[0]
+    assert len(every) == count and torch.equal(last.x, whole.x) and torch.equal(again.x, whole.x)
+    assert torch.equal(first.x, every[0].x) and torch.equal(inner.x, first.x)
+    assert torch.equal(encoder.pool(last), encoder(x))
+    assert all(each.x.shape[1] == each.grid[0] * each.grid[1] for each in every)
+    if hasattr(encoder.backbone, "blocks"):  # without the final norm, which the last one has
+        hook = encoder.backbone.blocks[0].register_forward_hook(lambda _m, _in, out: outputs.append(out))
+        encoder.tokens(x)
+        hook.remove()
+        p = encoder.backbone.num_prefix_tokens
+        assert torch.equal(first.x, outputs[0][:, p:]) and (p == 0 or torch.equal(first.prefix, outputs[0][:, :p]))
+
+
+KEEP, REPLACE = torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 64, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("name, options, error, message", [
+    ("convnet", dict(keep=KEEP), TypeError, "ByobNet cannot hide tokens by keep="),
+    ("convnet", dict(replace=REPLACE), TypeError, "ByobNet cannot hide tokens by replace="),
+    ("vit", dict(replace=REPLACE), ValueError, r"add_mask_token\(\) before the optimizer"),
+    ("vit", dict(keep=KEEP.float()), ValueError, "keep is torch.float32"),
+    ("vit", dict(keep=KEEP[0]), ValueError, r"shape \(1,\)"),
+    ("vit", dict(replace=REPLACE.long()), ValueError, "replace is torch.int64"),
+    ("vit", dict(layers=[4]), ValueError, "4 blocks: give -4 to 3"),
+    ("convnet", dict(layers=[-9]), ValueError, "layers has -9")])
+def test_what_an_encoder_cannot_hide_or_read_is_refused(name, options, error, message):
+    with pytest.raises(error, match=message):
+        encoders.create(name, in_chans=1, img_size=24).tokens(images(), **options)
+
+
+def test_a_mask_of_the_wrong_size_and_a_mask_token_of_a_convnet_are_refused():
+    with pytest.raises(ValueError, match=r"64 tokens: give \(3, 64\)"):
+        encoders.create("vit", in_chans=1, img_size=24, mask_token=True).tokens(images(), replace=REPLACE[:, :9])
+    with pytest.raises(TypeError, match="cannot hide"):
+        encoders.create("convnet", mask_token=True)
+
+
+def test_features_that_are_no_tensor_are_refused():
+    with pytest.raises(TypeError, match="gives list of features"):
+        encoders.create("crossvit_9_240", img_size=240)(images(1, 3, 240))
+
+
+def test_embed_takes_a_split_and_lets_a_method_decide():
+    class Method(torch.nn.Module):
+        def embed(self, batch):
+            assert not self.training and not torch.is_grad_enabled()
+            return batch["labels"][:, None].double().repeat(1, 2)
+
+    encoder = encoders.create("vit", in_chans=1, img_size=24)
+    split = Split({"labels": torch.arange(5), "images": images(5)}, inputs="images")
+    assert torch.equal(encoders.embed(encoder, split, 2), encoders.embed(encoder, images(5), 2))
+    labels = encoders.embed(Method().train(), split, batch_size=2)
+    assert labels.dtype == torch.float32 and labels[:, 0].tolist() == [0, 1, 2, 3, 4]
+    layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    layer.embed = torch.nn.Identity()  # a layer of this name is no method
+    assert encoders.embed(layer, Split({"x": torch.rand(5, 4)})).shape == (5, 3)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        encoders.embed(encoder, split.assign(images=images(5).float()))
+    ragged = Split({"wave": Ragged.of([torch.randn(length, 2) for length in (9, 4, 7)])})
+    conv = encoders.create("conv1d", 2)
+    torch.testing.assert_close(encoders.embed(conv, ragged, 1), encoders.embed(conv, ragged, 3), rtol=1e-4, atol=1e-5)
+    assert encoders.embed(encoder, images(5)[:0]).shape == (0, 128)
 
 
 def test_embed_does_not_depend_on_the_batch_and_restores_the_mode():
@@ -136,7 +309,7 @@ def test_what_is_not_an_image_is_refused_everywhere(wrong, message):
             encoders.embed(encoder, wrong)
 
 
-@pytest.mark.parametrize("call", [lambda e, x: e(x), lambda e, x: e.patch_tokens(x), lambda e, x: e.attention(x)])
+@pytest.mark.parametrize("call", [lambda e, x: e(x), lambda e, x: e.tokens(x), lambda e, x: e.attention(x)])
 @pytest.mark.parametrize("wrong", [images().float(), images() > 127, images().short(), (images() / 255 - 0.13) / 0.31])
 def test_an_encoder_refuses_what_is_not_an_image_on_every_way_in(call, wrong):
     encoder = encoders.create("vit", in_chans=1, img_size=24)
@@ -174,6 +347,32 @@ def test_bad_input_names_value_reason_and_mend(call, error, message):
 
 def test_names_match_a_pattern():
     assert encoders.names("vit")[0] == "vit" and "resnet18" in encoders.names("resnet*")
+    assert encoders.names(modality="graph") == ["gin"] and "resnet18" in encoders.names(modality="image")
+
+
+def test_presets_say_what_they_are_for_and_import_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = ("import sys; from ssl_nb import encoders; p = encoders.presets; "
+            "print({n: (p.entry(n).facts['modality'], p.entry(n).needs) for n in p}); "
+            "assert not {'timm', 'torch_geometric', 'safetensors'} & set(sys.modules)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'gin': ('graph', 'graphs')" in said and "'conv1d': ('signal', '')" in said
+
+
+@pytest.mark.parametrize("name, knobs", [
+    ("transformer", dict(vocabulary=7, embed_dim=16, depth=1, positions="learned", grid=[5])),
+    ("gin", dict(node_types=3, embed_dim=8, depth=1, pooling="sum")),
+    ("conv1d", dict(in_chans=2, channels=[4, 8], strides=[1, 2], mean=[0.1])),
+    ("recurrent", dict(in_chans=2, embed_dim=8))])
+def test_presets_for_other_modalities_come_back_from_a_file(name, knobs, tmp_path):
+    encoder = encoders.create(name, **knobs)
+    assert encoder.made == dict(name=name, **knobs)
+    encoders.save(encoder, tmp_path / "a.safetensors")
+    again = encoders.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), encoder.state_dict().values(), strict=True))
+    assert repr(again) == repr(encoder.eval())
 
 
 class Payload:
@@ -207,7 +406,7 @@ def test_a_file_of_weights_names_no_other_file(knob, name, tmp_path, monkeypatch
     file = weights_that_say(tmp_path, {"name": name, "in_chans": 1, "img_size": 24, knob: said})
     import timm
 
-    for module, name_of_maker in ((timm, "create_model"), (encoders, "create")):  # nothing at all is built
+    for module, name_of_maker in ((timm, "create_model"), (files, "create")):  # nothing at all is built
         monkeypatch.setattr(module, name_of_maker, lambda *_, **__: pytest.fail("built from the file's words"))
     with pytest.raises(ValueError, match=f"asks for {knob}=.* not taken from a file"):
         encoders.load(file)
