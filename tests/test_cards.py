@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ssl_nb import encoders, methods, objectives
+from ssl_nb.data import Split
+from ssl_nb.views import as_views
 
 STOCK = methods.list()  # before any test registers its own
 
@@ -88,11 +90,11 @@ def test_the_equation_of_a_joint_embedding_is_what_is_computed(name):
     method = methods.create(name, encoder=encoder, **width, **SMALL.get(name, {})).double()
     if name == "dino":
         method.compare.center.normal_(0, 0.05)
-    views = [view.double() for view in method.views(torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8),
-                                                    torch.Generator().manual_seed(0))]  # fmt: skip
+    images = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    views = as_views([view.double() for view in method.views(images, torch.Generator().manual_seed(0))])
     naive = copy.deepcopy(method)
     online = views if method.online_views is None else [views[i] for i in method.online_views]
-    z = [naive.projector(naive.encoder(v)) for v in online]
+    z = [naive.projector(naive.encoder(v.x)) for v in online]
     t = naive.targets(views, z)
     expected = NAIVE[name](z, [naive.predictor(v) for v in z], t, method.made["knobs"], naive)
     assert torch.isclose(method.loss(views).loss, expected, rtol=1e-9)
@@ -104,8 +106,8 @@ def test_the_equation_of_the_masked_autoencoder_is_what_is_computed():
     method, images = methods.create("mae", encoder=encoder).double(), torch.rand(3, 1, 8, 8, dtype=torch.float64)
     keep, mask, restore = objectives.random_masking(3, 16, 0.75, torch.Generator().manual_seed(torch.initial_seed()))
     torch.manual_seed(torch.initial_seed())
-    loss = method.loss([images]).loss
-    guess, patches, errors = method.decode(encoder.features(images, keep), restore), objectives.patchify(images, 2), []
+    loss = method.loss(as_views([images])).loss
+    guess, patches, errors = method.decode(encoder.tokens(images, keep), restore), objectives.patchify(images, 2), []
     for i, j in mask.nonzero().tolist():
         x = patches[i, j]
         errors.append((guess[i, j] - (x - x.mean()) / (x.var() + 1e-6).sqrt()).square().sum() / 4)
@@ -116,10 +118,11 @@ def test_the_equation_of_the_supervised_reference_is_what_is_computed():
     torch.manual_seed(0)
     encoder = encoders.create("convnet", in_chans=1, img_size=16, channels=(4, 8, 8))
     method = methods.create("supervised", encoder=encoder).double()
-    views, labels = [torch.rand(4, 1, 16, 16, dtype=torch.float64) for _ in range(2)], torch.tensor([3, 0, 9, 3])
-    probabilities = [method.classifier(method.encoder(v)).softmax(1) for v in views]
+    views = as_views([torch.rand(4, 1, 16, 16, dtype=torch.float64) for _ in range(2)])
+    labels = torch.tensor([3, 0, 9, 3])
+    probabilities = [method.classifier(method.encoder(v.x)).softmax(1) for v in views]
     expected = -sum(p[i, labels[i]].log() for p in probabilities for i in range(4)) / 8
-    assert torch.isclose(method.loss(views, labels).loss, expected, rtol=1e-9)
+    assert torch.isclose(method.loss(views, Split({"images": views[0].x, "labels": labels})).loss, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", STOCK)

@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from ssl_nb import encoders, methods, objectives
+from ssl_nb.data import Split
 from ssl_nb.methods.method import mlp
+from ssl_nb.tokens import Tokens
+from ssl_nb.views import as_views
 
 JOINT = ["barlow_twins", "byol", "dino", "moco", "simclr", "simsiam", "swav", "vicreg"]
 
@@ -15,18 +18,18 @@ def make(name, **knobs):
 
 
 def batch(n=16):
-    return torch.randint(0, 256, (n, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Split({"images": torch.randint(0, 256, (n, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)})
 
 
 def views(method, n=16):
-    return method.views(batch(n), torch.Generator().manual_seed(1))
+    return as_views(method.views(batch(n), torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize("name", [*JOINT, "mae"])
 def test_a_few_steps_lower_the_loss_on_the_same_views(name):
-    still = {"center_momentum": 1.0} if name == "dino" else {}  # a centre that does not move: the targets stay the same
+    still = {"center_momentum": 1.0} if name == "dino" else {}  # a center that does not move: the targets stay the same
     method, generator = make(name, **still), torch.Generator().manual_seed(0)
-    same = method.views(batch(32), generator)
+    same = as_views(method.views(batch(32), generator))
     optimizer = torch.optim.AdamW((p for p in method.parameters() if p.requires_grad), 1e-3)
     losses = []
     for _ in range(12):
@@ -47,12 +50,6 @@ def test_every_card_is_whole_and_every_knob_is_accepted(name):
     make(name, **card.knobs)
 
 
-@pytest.mark.parametrize("name", [*JOINT, "mae"])
-def test_no_method_but_the_supervised_one_sees_a_label(name):
-    assert not make(name).uses_labels
-    assert methods.Supervised.uses_labels
-
-
 @pytest.mark.parametrize("name", ["byol", "moco", "dino"])
 def test_no_gradient_reaches_a_teacher_and_it_follows(name):
     method = make(name)
@@ -61,26 +58,26 @@ def test_no_gradient_reaches_a_teacher_and_it_follows(name):
     with torch.no_grad():
         for p in method.encoder.parameters():
             p.add_(1.0)
-    before = [p.clone() for p in method.teacher[0].parameters()]
+    before = [p.clone() for p in method.teacher.module[0].parameters()]
     method.after_step(0.0)
     momentum = {"byol": 0.99, "moco": 0.99, "dino": 0.996}[name]
-    for old, new in zip(before, method.teacher[0].parameters(), strict=True):
+    for old, new in zip(before, method.teacher.module[0].parameters(), strict=True):
         torch.testing.assert_close(new - old, torch.full_like(old, 1 - momentum), atol=1e-5, rtol=1e-3)
 
 
 def test_simclr_is_its_parts():
     method = make("simclr", temperature=0.2)
     two = views(method)
-    z = [method.projector(method.encoder(v)) for v in two]
+    z = [method.projector(method.encoder(v.x)) for v in two]
     torch.testing.assert_close(method.loss(two).loss, objectives.nt_xent(*z, temperature=0.2))
 
 
 def test_moco_contrasts_the_first_view_with_the_teacher_of_the_second():
     method = make("moco")
     two = views(method)
-    q = F.normalize(method.projector(method.encoder(two[0])), dim=1)
+    q = F.normalize(method.projector(method.encoder(two[0].x)), dim=1)
     with torch.no_grad():
-        k = F.normalize(method.teacher(two[1]), dim=1)
+        k = F.normalize(method.teacher(two[1].x), dim=1)
     memory = method.compare.directed.queue.clone()
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ memory.reshape(-1, q.shape[1]).T], 1) / 0.2
     torch.testing.assert_close(method.loss(two).loss, F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)))
@@ -111,18 +108,18 @@ def test_predictors_of_byol(kind):
 
 def test_mae_reconstructs_only_what_it_does_not_see():
     method = make("mae").eval()
-    images = batch() / 255
+    images = batch().x / 255
     torch.manual_seed(3)
     keep, mask, _ = objectives.random_masking(16, 64, 0.75)
     changed = objectives.patchify(images, 3).clone()
     changed[~mask.bool()] = 0.123  # what is visible is no target: constant patches would be NaN or 0 if they were
     torch.manual_seed(3)
-    loss = method.loss([images]).loss
+    loss = method.loss(as_views([images])).loss
     target = objectives.patchify(images, 3)
     with torch.no_grad():
         torch.manual_seed(3)
         keep, mask, restore = objectives.random_masking(16, 64, 0.75)
-        prediction = method.decode(method.encoder.features(images, keep), restore)
+        prediction = method.decode(method.encoder.tokens(images, keep), restore)
         expected = objectives.masked_mse(prediction, target, mask)
         torch.testing.assert_close(objectives.masked_mse(prediction, changed, mask), expected)
         torch.testing.assert_close(loss, expected)
@@ -135,7 +132,7 @@ def test_decoder_puts_tokens_back_where_they_were():
     torch.nn.init.zeros_(method.position)
     torch.nn.init.constant_(method.mask_token, -5.0)
     keep, mask, restore = objectives.random_masking(2, 64, 0.75)
-    visible = torch.cat([torch.zeros(2, 1, 128), keep[..., None].float().expand(-1, -1, 128)], 1)
+    visible = Tokens(keep[..., None].float().expand(-1, -1, 128), keep[..., None], prefix=torch.zeros(2, 1, 128))
     out = method.decode(visible, restore)[..., 0]
     assert torch.equal(out[mask.bool()], torch.full((96,), -5.0))
     for row in range(2):
@@ -149,10 +146,10 @@ def test_the_users_own_method_in_a_line():
 
     try:
         assert methods.list(family="test") == ["mine"]
-        method = make("mine", weight=3.0, views=lambda x, generator: [x / 255, x / 255 + 0.1])
-        assert method.views.reads == "images" and method.loss(views(method)).loss > 0
+        method = make("mine", weight=3.0, views=lambda batch, generator: [batch.x / 255, batch.x / 255 + 0.1])
+        assert method.step(batch()).loss > 0
     finally:
-        methods.method._CARDS.pop("mine")
+        methods.method.methods._own.pop("mine")
 
 
 @pytest.mark.parametrize("call, error, message", [
@@ -160,7 +157,7 @@ def test_the_users_own_method_in_a_line():
     (lambda: methods.create("simclr", temprature=0.1), TypeError, "did you mean 'temperature'"),
     (lambda: make("byol", predictor="quadratic"), ValueError, "choose one of mlp"),
     (lambda: methods.create("mae", encoder=encoders.create("convnet")), TypeError, "use a vision transformer"),
-    (lambda: make("barlow_twins").loss([torch.rand(1, 1, 24, 24)] * 2), ValueError, "1 value|1 example|batch")])
+    (lambda: make("barlow_twins").step(batch(1)), ValueError, "1 value|1 example|batch")])
 def test_bad_input_names_value_reason_and_mend(call, error, message):
     with pytest.raises(error, match=message):
         call()
@@ -174,11 +171,13 @@ def test_dino_trains_a_vision_transformer_on_its_own_small_crops(size, patch):
     before = encoder(x)
     method = methods.create("dino", encoder=encoder, out_dim=16)
     assert torch.equal(encoder(x), before)  # nothing changes for images of the size that it was made for
-    crops = method.views(torch.randint(0, 256, (3, 1, size, size), dtype=torch.uint8), torch.Generator().manual_seed(0))
-    assert len(crops) == 10 and crops[0].shape[-1] == size and crops[2].shape[-1] % patch == 0
-    assert crops[2].shape[-1] < size or size == 2 * patch
+    pictures = Split({"images": torch.randint(0, 256, (3, 1, size, size), dtype=torch.uint8)})
+    crops = method.views(pictures, torch.Generator().manual_seed(0))
+    small = crops[2].x.shape[-1]
+    assert len(crops) == 10 and crops[0].x.shape[-1] == size and small % patch == 0
+    assert small < size or size == 2 * patch
     method.loss(crops).loss.backward()
-    assert encoder.backbone.pos_embed.grad.abs().max() > 0 and method.embed(x).shape == (2, 16)
+    assert encoder.backbone.pos_embed.grad.abs().max() > 0 and method.embed(Split({"images": x})).shape == (2, 16)
 
 
 def test_a_teacher_with_batch_normalization_can_be_evaluated():
@@ -186,15 +185,15 @@ def test_a_teacher_with_batch_normalization_can_be_evaluated():
     torch.manual_seed(0)
     encoder = encoders.create("convnet", in_chans=1, img_size=16, channels=(4, 8, 8))
     method = methods.create("dino", encoder=encoder, out_dim=16)
-    same = [torch.rand(64, 1, 16, 16) for _ in range(2)]
+    same = as_views([torch.rand(64, 1, 16, 16) for _ in range(2)])
     with torch.no_grad():
         for p in encoder.parameters():
             p.mul_(3)  # a student that is far from its teacher
         for _ in range(80):
             method.loss(same)
             method.after_step(1.0)  # momentum 1: the teacher's weights stand still
-        expected = torch.cat([method.teacher[0](view) for view in same])
-        got = torch.cat([method.eval().evaluated(view) for view in same])
+        expected = torch.cat([method.teacher.module[0](view.x) for view in same])
+        got = torch.cat([method.eval().evaluated(view.x) for view in same])
     assert (got - expected).norm() < 0.1 * expected.norm()
 
 
@@ -211,8 +210,8 @@ def test_a_teacher_with_batch_normalization_can_be_evaluated():
     (lambda: make("mae", mask_ratio=1.0), "mask_ratio 1.0"),
     (lambda: make("mae", mask_ratio=0.99), "mask_ratio 0.99"),
     (lambda: make("supervised", classes=1), "classes is 1"),
-    (lambda: make("supervised", classes=3).loss([torch.rand(2, 1, 24, 24)], torch.tensor([0, 3])), "0 to 2"),
-    (lambda: make("supervised").loss([torch.rand(2, 1, 24, 24)], torch.tensor([0, -1])), "without a label"),
+    (lambda: make("supervised", classes=3).step(batch(2).assign(labels=torch.tensor([0, 3]))), "0 to 2"),
+    (lambda: make("supervised").step(batch(2).assign(labels=torch.tensor([0, -1]))), "without a label"),
     (lambda: methods.create("mae", encoder=encoders.create("vit", in_chans=1, img_size=8)), "one pixel and one channel")])
 def test_what_would_train_nothing_is_refused_when_the_method_is_made(call, message):
     with pytest.raises(ValueError, match=message):
@@ -222,7 +221,7 @@ def test_what_would_train_nothing_is_refused_when_the_method_is_made(call, messa
 def test_mae_with_one_pixel_in_a_patch_trains_on_plain_pixels_or_on_colors():
     for in_chans, knobs in [(1, dict(normalize_target=False)), (3, {})]:
         encoder = encoders.create("vit", in_chans=in_chans, img_size=8, embed_dim=16, depth=1, num_heads=2)  # patches of 1 x 1
-        loss = methods.create("mae", encoder=encoder, **knobs).loss([torch.rand(2, in_chans, 8, 8)]).loss
+        loss = methods.create("mae", encoder=encoder, **knobs).loss(as_views([torch.rand(2, in_chans, 8, 8)])).loss
         loss.backward()
         assert loss.isfinite() and encoder.backbone.pos_embed.grad.isfinite().all()
 

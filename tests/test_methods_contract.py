@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ssl_nb import encoders, methods
-from ssl_nb.data import Split
-from ssl_nb.scenes import SceneViews
+from ssl_nb.data import Split, image_split
 from ssl_nb.training import Trainer
+from ssl_nb.views import SceneViews
 
 STOCK = methods.list()  # before any test registers its own
 UNSUPERVISED = [name for name in STOCK if methods.card(name).family != "reference"]
@@ -24,13 +24,14 @@ def make(name, size=16, **knobs):
 @pytest.mark.parametrize("name", STOCK)
 def test_the_teacher_is_evaluated_where_the_paper_does_so(name):
     method, x = make(name).eval(), torch.rand(3, 1, 16, 16)
-    kept = method.teacher[0] if name == "dino" else method.encoder
+    kept = method.teacher.module[0] if name == "dino" else method.encoder
     assert method.evaluated is kept
     with torch.no_grad():
         for p in kept.parameters():
             p.mul_(1.1)  # so that it differs from the other one
-        assert torch.equal(method.embed(x), kept(x))
-        assert name != "dino" or not torch.equal(method.embed(x), method.encoder(x))
+        batch = Split({"images": x})
+        assert torch.equal(method.embed(batch), kept(x))
+        assert name != "dino" or not torch.equal(method.embed(batch), method.encoder(x))
 
 
 def test_there_must_be_a_teacher_to_evaluate():
@@ -60,20 +61,20 @@ def _trained(name, split, views):
     return method.state_dict()
 
 
-@pytest.mark.parametrize("reads", ["images", "glyph"])
+@pytest.mark.parametrize("column", ["images", "glyph"])
 @pytest.mark.parametrize("name", UNSUPERVISED)
-def test_other_labels_train_the_same_weights(name, reads):
-    "Labels, and every field that is derived from them, are replaced by noise: no bit of the weights changes."
+def test_other_labels_train_the_same_weights(name, column):
+    "Labels, and every column that is derived from them, are replaced by noise: no bit of the weights changes."
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (24, 1, 16, 16), generator=generator, dtype=torch.uint8)
     glyph = torch.randint(0, 256, (24, 1, 8, 8), generator=generator, dtype=torch.uint8)
 
     def split(seed):
         labels = torch.randint(0, 10, (24,), generator=torch.Generator().manual_seed(seed))
-        return Split(images, labels, {"glyph": glyph, "class": labels.clone(), "digit": labels + 100})
+        return Split({"images": images, "labels": labels, "glyph": glyph, "class": labels.clone(), "digit": labels + 100})
 
-    assert not torch.equal(split(1).labels, split(2).labels)
-    views = SceneViews(size=16, views=1 if name == "mae" else 2) if reads == "glyph" else None
+    assert not torch.equal(split(1)["labels"], split(2)["labels"])
+    views = SceneViews(size=16, views=1 if name == "mae" else 2) if column == "glyph" else None
     one, other = (_trained(name, split(seed), views) for seed in (1, 2))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -81,5 +82,5 @@ def test_other_labels_train_the_same_weights(name, reads):
 
 def test_the_comparison_of_weights_would_notice_labels():
     images = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8)
-    ends = [_trained("supervised", Split(images, labels, {}), None) for labels in (torch.arange(24) % 10, torch.arange(24) % 7)]
+    ends = [_trained("supervised", image_split(images, labels), None) for labels in (torch.arange(24) % 10, torch.arange(24) % 7)]
     assert not all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

@@ -3,23 +3,15 @@
 import torch
 from torch import nn
 
+from ssl_nb.data import Split
 from ssl_nb.methods.method import Method, Step
 from ssl_nb.training import Trainer
 
 
-class ToySplit:
-    "Images, labels and fields, as ssl_nb.data.Split has them."
-
-    def __init__(self, n=64, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.images = torch.randint(0, 256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
-        self.labels = torch.arange(n) % 4
-
-    def __len__(self):
-        return len(self.images)
-
-    def get(self, name):
-        return getattr(self, name)
+def toy_split(n=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Split({"images": images, "labels": torch.arange(n) % 4})
 
 
 class ToyEncoder(nn.Module):
@@ -38,17 +30,17 @@ class ToyMethod(Method):
 
     def __init__(self):
         super().__init__(ToyEncoder(), lambda batch, generator: [
-            batch / 255 + 0.1 * torch.randn(batch.shape, generator=generator, device=batch.device) for _ in range(2)])
+            batch.x / 255 + 0.1 * torch.randn(batch.x.shape, generator=generator, device=batch.device) for _ in range(2)])
 
-    def loss(self, views):
-        a, b = (self.encoder(view) for view in views)
+    def loss(self, views, batch=None):
+        a, b = (self.encoder(view.x) for view in views)
         return Step((a - b).square().mean() + (1 - a.std(0)).relu().mean(), {"gap": (a - b).abs().mean()}, a)
 
 
 def toy_trainer(folder=None, **settings):
     torch.manual_seed(0)
     settings = dict(epochs=6, batch_size=16, lr=1e-2, device="cpu", checkpoint_every=3, monitors=(count_weights,)) | settings
-    return Trainer(ToyMethod(), ToySplit(), folder=folder, **settings)
+    return Trainer(ToyMethod(), toy_split(), folder=folder, **settings)
 
 
 def count_weights(method):

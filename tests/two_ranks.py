@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from toy import ToySplit, toy_trainer
+from toy import toy_split, toy_trainer
 
 from ssl_nb import methods
 from ssl_nb.training import Trainer
@@ -34,7 +34,7 @@ class Plain(nn.Module):
 
 def fixed_views(batch, generator):
     "Views that depend on the images alone: then the rows of two ranks together are the batch of one process."
-    return [batch / 255, batch.flip(-1) / 255]
+    return [batch.x / 255, batch.x.flip(-1) / 255]
 
 
 def method(name):
@@ -47,7 +47,7 @@ def method(name):
 
 def trained(name, devices):
     "A few steps with 16 images on all processes together."
-    trainer = Trainer(method(name), ToySplit(), epochs=2, batch_size=16 // devices, devices=devices, optimizer="sgd", lr=0.1,
+    trainer = Trainer(method(name), toy_split(), epochs=2, batch_size=16 // devices, devices=devices, optimizer="sgd", lr=0.1,
                       clip=10.0, device="cpu")
     trainer.run(lambda line: None)
     return state(trainer)
