@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from ssl_nb import evaluators as ev
-from ssl_nb.evaluators.neighbours import top_k
+from ssl_nb.evaluators.neighbors import top_k
 from ssl_nb.evaluators.scores import rounding
 
 X, Y = load_digits(return_X_y=True)
@@ -274,11 +274,11 @@ def test_online_probe_learns_and_leaves_the_encoder_alone():
     torch.manual_seed(0)
     x, y = torch.from_numpy(SPLIT[0]).float(), torch.from_numpy(SPLIT[1])
     encoder, probe = torch.nn.Linear(64, 64), ev.OnlineProbe(64, 10)
-    optimiser = torch.optim.SGD(probe.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(probe.parameters(), lr=0.5)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         probe.loss(encoder(x), y).backward()
-        optimiser.step()
+        optimizer.step()
     assert encoder.weight.grad is None
     state = pickle.dumps(probe.state_dict())
     score = probe.score(encoder(torch.from_numpy(SPLIT[2]).float()), SPLIT[3])

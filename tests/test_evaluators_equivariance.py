@@ -15,7 +15,7 @@ from ssl_nb.evaluators.equivariance import (
     _check_pairs,
     _folds,
     _ridge_path,
-    _standardise,
+    _standardize,
     equivariance_r2,
     equivariance_rank,
     factor_r2,
@@ -99,7 +99,7 @@ def test_r2_equals_scikit_learn_on_the_same_rows():
     turned = turned + 0.5 * randn(*z.shape, seed=3)
     score = equivariance_r2(z, turned, circle, objects, seed=4)
     x, y, groups, held_out = _check_pairs(z, turned, circle, objects, 4, 0.25)
-    x, train = _standardise(x, ~held_out).double().numpy(), ~held_out.numpy()
+    x, train = _standardize(x, ~held_out).double().numpy(), ~held_out.numpy()
     y, fold = y.double().numpy(), _folds(groups[~held_out], 5, 4).numpy()
     cv = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(5)]
     errors = []
@@ -296,7 +296,7 @@ def test_sies_formula_compares_with_one_scalar_mean():
     y = circle * torch.tensor([1.0, 3.0]) + torch.tensor([0.0, 5.0])
     columns, sie = (equivariance_r2(z, turned, y, objects, average=average) for average in ("columns", "sie"))
     x, target, groups, held_out = _check_pairs(z, turned, y, objects, 0, 0.25)
-    x, train = _standardise(x, ~held_out).double().numpy(), ~held_out.numpy()
+    x, train = _standardize(x, ~held_out).double().numpy(), ~held_out.numpy()
     predicted = Ridge(alpha=sie.notes["strength"] * train.sum()).fit(x[train], target[train]).predict(x[~train])
     truth = target[~train].numpy()
     assert columns == pytest.approx(r2_score(truth, predicted), abs=1e-5)

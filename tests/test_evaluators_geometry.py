@@ -41,7 +41,7 @@ def test_two_nn_reference_value(dtype):
 
 
 @pytest.mark.parametrize("discard", [0.1, 0.3, 0.002])
-def test_two_nn_equals_scikit_learn_neighbours(discard):
+def test_two_nn_equals_scikit_learn_neighbors(discard):
     x = randn(700, 6).numpy()
     r = NearestNeighbors(n_neighbors=3, algorithm="kd_tree").fit(x).kneighbors(x)[0]
     assert two_nn(x, discard=discard) == pytest.approx(slope(r[:, 2] / r[:, 1], discard), rel=1e-9)
@@ -173,8 +173,8 @@ def test_capacity_equals_the_primal_programme():
     score = manifold_capacity(manifolds, draws=400, margin=margin)
     middle, inverse, rng = torch.cat(manifolds).mean(0), [], np.random.default_rng(0)
     for x in manifolds:
-        centre = (x - middle).mean(0)
-        s = np.c_[((x - middle - centre) / centre.norm()).numpy(), np.ones(6)]
+        center = (x - middle).mean(0)
+        s = np.c_[((x - middle - center) / center.norm()).numpy(), np.ones(6)]
         for t in rng.normal(size=(100, 5)):
             fit = minimize(
                 lambda v, t=t: ((v - t) ** 2).sum(),
@@ -207,7 +207,7 @@ def test_capacity_of_manifolds_of_unequal_size_and_more_points_than_dimensions()
     "call, reason",
     [
         (lambda: manifold_capacity(randn(1, 5, 4)), "1 manifold"),
-        (lambda: manifold_capacity(torch.ones(4, 5, 3)), "manifold 0 is centred at the mean"),
+        (lambda: manifold_capacity(torch.ones(4, 5, 3)), "manifold 0 is centered at the mean"),
         (lambda: manifold_capacity(randn(3, 5, 4), margin=-1), "margin=-1"),
         (lambda: manifold_capacity(randn(3, 5, 4), draws=1), "draws=1"),
         (lambda: manifold_capacity([randn(3, 4), randn(3, 5)]), "same encoder"),

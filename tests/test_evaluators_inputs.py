@@ -94,7 +94,7 @@ REASONS = {
     "lidar": "needed: 2 images or more",
     "self_cluster": "2 rows and 2 dimensions or more",
     "two_nn": f"{SHAPE}|different rows in .* needed: 5|equally far everywhere",
-    "manifold_capacity": f"{SHAPE}|is centred at the mean of all points",
+    "manifold_capacity": f"{SHAPE}|is centered at the mean of all points",
     "cka": f"{SHAPE}|{SAME}",
     "cca": f"{SHAPE}|{SAME}",
     "neural_predictivity": f"{SHAPE}|{SAME}|leave too little: needed are 3 stimuli|answer the same to every stimulus",

@@ -11,23 +11,22 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from ssl_nb import data, encoders
-from ssl_nb.data import Split
 from ssl_nb.evaluators import probes
 from ssl_nb.evaluators.probes import (
     STRENGTHS,
     attentive_probe,
     balanced_accuracy,
     class_averages,
-    finetune,
     fit_linear,
     label_efficiency,
-    labelled_rows,
+    labeled_rows,
     linear_probe,
     mlp_probe,
     seed_score,
     split_rows,
 )
 from ssl_nb.evaluators.scores import mean_score, paired_difference
+from ssl_nb.methods.finetune import finetune
 
 X, Y = load_digits(return_X_y=True)
 SPLIT = X[:1000], Y[:1000], X[1000:], Y[1000:]
@@ -39,7 +38,7 @@ def clusters(n, classes=4, d=6, gap=20.0, seed=0):
     return torch.eye(d)[y] * gap + torch.randn(n, d, generator=generator), y
 
 
-# ---- the labelled subset
+# ---- the labeled subset
 
 
 class_sizes = st.lists(st.integers(1, 60), min_size=1, max_size=12)
@@ -54,9 +53,9 @@ def test_fractions_are_exact_stratified_and_nested(sizes, seed, fractions):
         count = round(fraction * len(labels))
         if count < len(sizes):
             with pytest.raises(ValueError, match="no room for one of each"):
-                labelled_rows(labels, fraction, seed=seed)
+                labeled_rows(labels, fraction, seed=seed)
             continue
-        rows = labelled_rows(labels, fraction, seed=seed)
+        rows = labeled_rows(labels, fraction, seed=seed)
         assert len(rows) == len(set(rows.tolist())) == count
         assert rows.tolist() == sorted(rows.tolist())
         assert set(labels[rows.numpy()]) == set(labels)
@@ -68,28 +67,28 @@ def test_fractions_are_exact_stratified_and_nested(sizes, seed, fractions):
 @given(st.lists(st.integers(20, 90), min_size=2, max_size=8), st.floats(0.3, 1))
 def test_every_class_is_within_one_row_of_its_share(sizes, fraction):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    found = np.bincount(labels[labelled_rows(labels, fraction).numpy()], minlength=len(sizes))
+    found = np.bincount(labels[labeled_rows(labels, fraction).numpy()], minlength=len(sizes))
     share = found.sum() * np.array(sizes) / sum(sizes)
     assert (np.abs(found - share) < 1.5).all()  # Webster's rule may leave the quota by a little, with many classes
 
 
 def test_per_class_subsets_are_even_and_nested():
-    sets = [labelled_rows(Y, per_class=n, seed=3) for n in (1, 5, 20)]
+    sets = [labeled_rows(Y, per_class=n, seed=3) for n in (1, 5, 20)]
     for n, rows in zip((1, 5, 20), sets, strict=True):
         assert (np.bincount(Y[rows.numpy()]) == n).all()
     assert set(sets[0].tolist()) < set(sets[1].tolist()) < set(sets[2].tolist())
 
 
 def test_subsets_depend_on_labels_and_seed_only():
-    a, b = labelled_rows(Y, 0.05, seed=1), labelled_rows(torch.from_numpy(Y).int(), 0.05, seed=1)
+    a, b = labeled_rows(Y, 0.05, seed=1), labeled_rows(torch.from_numpy(Y).int(), 0.05, seed=1)
     assert (a == b).all()
-    assert (labelled_rows(Y * 7 - 3, 0.05, seed=1) == a).all()  # renamed classes
-    assert not torch.equal(labelled_rows(Y, 0.05, seed=2), a)
+    assert (labeled_rows(Y * 7 - 3, 0.05, seed=1) == a).all()  # renamed classes
+    assert not torch.equal(labeled_rows(Y, 0.05, seed=2), a)
 
 
 def test_drawn_rows_are_uniform_within_a_class():
     labels = np.repeat([0, 1], [10, 30])
-    times = sum(np.bincount(labelled_rows(labels, 0.5, seed=s).numpy(), minlength=40) for s in range(400))
+    times = sum(np.bincount(labeled_rows(labels, 0.5, seed=s).numpy(), minlength=40) for s in range(400))
     assert abs(times / 400 - 0.5).max() < 0.12
 
 
@@ -109,7 +108,7 @@ def test_drawn_rows_are_uniform_within_a_class():
 )
 def test_budgets_without_a_meaning_are_refused(budget, reason):
     with pytest.raises(ValueError, match=reason):
-        labelled_rows(Y, **budget)
+        labeled_rows(Y, **budget)
 
 
 # ---- the choice of the penalty
@@ -155,7 +154,7 @@ def test_the_choice_from_100_labels_loses_little():
     for x in (torch.from_numpy(X).float(), random.relu()):
         lost = []
         for draw in range(4):
-            rows = labelled_rows(Y[:1000], 0.1, seed=draw)
+            rows = labeled_rows(Y[:1000], 0.1, seed=draw)
             split = x[rows], Y[rows], x[1000:], Y[1000:]
             lost.append(max(linear_probe(*split, l2=l2) for l2 in STRENGTHS) - linear_probe(*split, seed=draw))
         assert np.mean(lost) < 0.015, lost
@@ -242,9 +241,9 @@ def test_each_sample_is_a_probe_on_its_rows():
     curve = label_efficiency(*SPLIT, fractions=(0.02, 0.1), seeds=3, seed=5)
     x, y, *test = SPLIT
     for draw in range(3):
-        rows = labelled_rows(y, 0.02, seed=5 + draw).numpy()
+        rows = labeled_rows(y, 0.02, seed=5 + draw).numpy()
         assert curve["2%"].samples[draw] == linear_probe(x[rows], y[rows], *test, l2=0.1)
-        rows = labelled_rows(y, 0.1, seed=5 + draw).numpy()
+        rows = labeled_rows(y, 0.1, seed=5 + draw).numpy()
         alone = linear_probe(x[rows], y[rows], *test, seed=5 + draw)
         assert curve["10%"].samples[draw] == alone
         for name in ("l2", "balanced_accuracy", "macro_f1"):
@@ -342,7 +341,7 @@ def test_seed_score_of_one_seed_has_no_interval():
 
 
 class Pixels(nn.Module):
-    "A small encoder without batch normalisation."
+    "A small encoder without batch normalization."
 
     def __init__(self, width=16):
         super().__init__()
@@ -382,8 +381,8 @@ def test_the_encoder_itself_is_tuned(digits):
     encoder = small()
     encoder.layer.weight.data.mul_(0)
     encoder.layer.bias.data.fill_(1.0)
-    features = [encoders.embed(encoder, s.images) for s in (digits.train, digits.test)]
-    probe = linear_probe(features[0], digits.train.labels, features[1], digits.test.labels)
+    features = [encoders.embed(encoder, s["images"]) for s in (digits.train, digits.test)]
+    probe = linear_probe(features[0], digits.train["labels"], features[1], digits.test["labels"])
     assert probe < 0.15
     assert finetune(encoder, digits.train, digits.test, epochs=10, lr=1e-2, **CPU) > 0.4
 
@@ -391,13 +390,13 @@ def test_the_encoder_itself_is_tuned(digits):
 def test_standing_still_on_the_probes_head_is_the_probe(digits):
     encoder = small()
     still = finetune(encoder, digits.train, digits.test, epochs=1, lr=1e-9, head="probe", weight_decay=0, **CPU)
-    features = [encoders.embed(encoder, s.images) for s in (digits.train, digits.test)]
-    probe = linear_probe(features[0], digits.train.labels, features[1], digits.test.labels)
+    features = [encoders.embed(encoder, s["images"]) for s in (digits.train, digits.test)]
+    probe = linear_probe(features[0], digits.train["labels"], features[1], digits.test["labels"])
     assert (still.samples == probe.samples).mean() > 0.99
 
 
 def test_rate_is_chosen_on_a_part_of_train(digits):
-    test = Split(digits.test.images, digits.test.labels.roll(1))  # labels of test that would choose otherwise
+    test = digits.test.assign(labels=digits.test["labels"].roll(1))  # labels of test that would choose otherwise
     score = finetune(small(), digits.train[:400], test, epochs=8, lr=(1e-7, 1e-2), **CPU)
     assert score.notes["lr"] == 1e-2 and set(score.notes["validation"]) == {1e-7, 1e-2}
     assert score.protocol.endswith("lr 0.01 chosen of 2 on 20% of train)")
@@ -427,10 +426,10 @@ def test_generator_is_left_alone(digits):
 
 
 def test_fewer_images_than_a_batch_and_classes_of_any_number(digits):
-    rows = labelled_rows(digits.train.labels, per_class=2)
+    rows = labeled_rows(digits.train["labels"], per_class=2)
     part = digits.train[rows]
-    few = Split(part.images, part.labels * 5 + 3)
-    test = Split(digits.test.images, digits.test.labels * 5 + 3)
+    few = part.assign(labels=part["labels"] * 5 + 3)
+    test = digits.test.assign(labels=digits.test["labels"] * 5 + 3)
     assert finetune(small(64), few, test, epochs=40, lr=1e-2, **CPU) > 0.35
 
 
@@ -438,8 +437,8 @@ def test_views_are_used(digits):
     seen = []
 
     def views(batch, generator):
-        seen.append(batch.shape)
-        return [batch, batch.flip(-1)]
+        seen.append(batch.x.shape)
+        return [batch.x, batch.x.flip(-1)]
 
     finetune(small(), digits.train[:256], digits.test, epochs=2, batch_size=128, views=views, **CPU)
     assert seen == [(128, 1, 8, 8)] * 4
@@ -463,7 +462,7 @@ def test_finetuning_refuses(digits, change, reason):
 
 
 def test_finetuning_refuses_one_class(digits):
-    ones = digits.train[digits.train.labels == 1]
+    ones = digits.train[digits.train["labels"] == 1]
     with pytest.raises(ValueError, match="nothing to tell apart"):
         finetune(small(), ones, digits.test, epochs=1, **CPU)
 

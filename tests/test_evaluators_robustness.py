@@ -153,7 +153,7 @@ def test_knn_score_equals_sklearn(k):
     theirs = NearestNeighbors(n_neighbors=k).fit(unit(TRAIN)).kneighbors(unit(OOD))[0][:, -1]
     np.testing.assert_allclose(-rb.knn_score(OOD, TRAIN, k), theirs, rtol=1e-6)
     if k == 1:
-        assert (rb.knn_score(TRAIN, TRAIN, 1) == 0).all()  # no rounding where the neighbour is the image itself
+        assert (rb.knn_score(TRAIN, TRAIN, 1) == 0).all()  # no rounding where the neighbor is the image itself
 
 
 def test_max_softmax_equals_sklearn_at_the_same_strength():
@@ -275,12 +275,12 @@ def test_phase_keeps_mean_and_spectrum_where_nothing_is_clipped():
     assert torch.allclose(channels(made), channels(x), atol=1e-4)  # one phase for all: their correlation stays
 
 
-def test_quilting_makes_no_new_colours_and_lays_whole_blocks():
+def test_quilting_makes_no_new_colors_and_lays_whole_blocks():
     x = torch.randint(0, 256, (5, 3, 24, 24), generator=gen(), dtype=torch.uint8)
     made = disrupt_shape(x, "texture", gen(), block=6, overlap=2)
     for old, new in zip(x, made, strict=True):
-        colours = set(map(tuple, old.flatten(1).T.tolist()))
-        assert set(map(tuple, new.flatten(1).T.tolist())) <= colours
+        colors = set(map(tuple, old.flatten(1).T.tolist()))
+        assert set(map(tuple, new.flatten(1).T.tolist())) <= colors
     windows = F.unfold(x.float(), 3).transpose(1, 2)  # the corner belongs to one block, beyond the reach of all seams
     assert (windows == made[..., :3, :3].flatten(1)[:, None].float()).all(2).any(1).all()
 
@@ -329,20 +329,20 @@ def test_digits_are_lost_and_texture_is_kept():
     from ssl_nb.evaluators import knn
 
     scenes = data.load("scenes", n_train=1500, n_test=300)
-    made = disrupt_shape(scenes.test.images, "texture", gen())
+    made = disrupt_shape(scenes.test["images"], "texture", gen())
 
     def flat(x):
         return x.flatten(1).float()
 
     def score(x):
-        return knn(flat(scenes.train.images), scenes.train.labels, flat(x), scenes.test.labels, k=10)
+        return knn(flat(scenes.train["images"]), scenes.train["labels"], flat(x), scenes.test["labels"], k=10)
 
-    assert score(scenes.test.images) > 0.45 and score(made) < 0.2
+    assert score(scenes.test["images"]) > 0.45 and score(made) < 0.2
 
     def sort(x):
         return flat(x).sort(1).values
 
-    pixels = sort(scenes.test.images)
+    pixels = sort(scenes.test["images"])
     mine, other = ((sort(made) - reference).abs().mean() for reference in (pixels, pixels.roll(1, 0)))
     assert mine < other / 3
 
@@ -546,7 +546,7 @@ def test_vim_sees_what_the_logits_cannot_see():
 def test_kinds_by_classes_need_labels(kind):
     with pytest.raises(ValueError, match=f"{kind} needs train_labels"):
         ood_scores(TRAIN, TEST, OOD, kinds=kind)
-    with pytest.raises(ValueError, match="unlabelled"):
+    with pytest.raises(ValueError, match="unlabeled"):
         ood_scores(TRAIN, TEST, OOD, np.where(LABELS == 3, -1, LABELS), kinds=kind)
 
 
@@ -603,7 +603,7 @@ def test_calibration_of_certainty():
         (dict(probabilities=np.ones((9, 3))), "sum to 1"),
         (dict(probabilities=np.tile([1.5, -0.5, 0.0], (9, 1))), "0 or more"),
         (dict(labels=np.full(9, 3)), "columns"),
-        (dict(labels=np.full(9, -1)), "unlabelled"),
+        (dict(labels=np.full(9, -1)), "unlabeled"),
         (dict(bins=2.5), "bins=2.5"),
         (dict(bins=0), "bins=0"),
     ],

@@ -62,12 +62,12 @@ def sources(x, tmp_path):
     tensor = torch.from_numpy(x)
     on_disk = np.memmap(tmp_path / "x", x.dtype, "w+", shape=x.shape)
     on_disk[:] = x
-    labelled = DataLoader(TensorDataset(tensor, torch.arange(len(x))), batch_size=13)
+    labeled = DataLoader(TensorDataset(tensor, torch.arange(len(x))), batch_size=13)
     return {
         "array": x,
         "tensor": tensor,
         "memmap": np.memmap(tmp_path / "x", x.dtype, "r", shape=x.shape),
-        "loader of tuples": labelled,
+        "loader of tuples": labeled,
         "generator": (rows for rows in tensor.split(7)),
         "list of batches": list(tensor.split(50)),
         "list of arrays": [x[:40], x[40:]],
@@ -121,7 +121,7 @@ def test_memmap_is_never_read_whole(tmp_path, monkeypatch):
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(2, 60), d=st.integers(1, 30), cut=st.integers(1, 60), offset=st.sampled_from([0, 1, 1e3, 1e6]))
-def test_centring_does_not_lose_digits_to_the_mean(n, d, cut, offset):
+def test_centering_does_not_lose_digits_to_the_mean(n, d, cut, offset):
     x = randn(n, d, seed=n * 31 + d)
     expected = svd(x.numpy(), center=True)
     got = sp.spectrum((part for part in (x + offset).split(cut)), center=True)
@@ -166,7 +166,7 @@ NEEDS = {
     "rankme": (sp.rankme, False),
     "effective_rank": (sp.effective_rank, False),
     "stable_rank": (sp.stable_rank, False),
-    "stable_rank centred": (lambda x: sp.stable_rank(x, center=True), True),
+    "stable_rank centered": (lambda x: sp.stable_rank(x, center=True), True),
     "nesum": (sp.nesum, True),
     "participation_ratio": (sp.participation_ratio, True),
     "alpha_req": (lambda x: sp.alpha_req(x, 0, 5), True),
@@ -215,7 +215,7 @@ def test_coherence_of_the_numerical_rank(shape):
 
 
 @pytest.mark.parametrize("n, q, d", [(30, 4, 8), (6, 5, 20), (2, 2, 3)])
-def test_lidar_equals_scipy_generalised_eigenvalues(n, q, d):
+def test_lidar_equals_scipy_generalized_eigenvalues(n, q, d):
     from scipy.linalg import eigh
 
     views = (randn(n, 1, d) + 0.5 * randn(n, q, d, seed=1)).numpy()
@@ -273,8 +273,8 @@ def test_collapsed_batch(evaluate, value, shape):
     elif evaluate is EVERY["self_cluster"]:
         assert score == pytest.approx(1)
     else:
-        centred = any(evaluate is NEEDS[k][0] for k in NEEDS if NEEDS[k][1])
-        assert score == pytest.approx(float(value > 0 and not centred), abs=1e-3)
+        centered = any(evaluate is NEEDS[k][0] for k in NEEDS if NEEDS[k][1])
+        assert score == pytest.approx(float(value > 0 and not centered), abs=1e-3)
     assert evaluate(x.double()) == pytest.approx(score, abs=1e-3, nan_ok=True)
 
 

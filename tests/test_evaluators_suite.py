@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from ssl_nb import cache, data, encoders, training
+from ssl_nb import data, disk, encoders, methods, training
 from ssl_nb import evaluators as ev
 from ssl_nb.cli import app
 
@@ -47,8 +47,8 @@ def ask(*args, **kwargs):
 
 def test_numbers_are_those_of_the_evaluators_themselves(network, digits):
     found = ask(network, digits).table.set_index("evaluator")
-    train, test = (encoders.embed(network, split.images) for split in (digits.train, digits.test))
-    split = train, digits.train.labels, test, digits.test.labels
+    train, test = (encoders.embed(network, split["images"]) for split in (digits.train, digits.test))
+    split = train, digits.train["labels"], test, digits.test["labels"]
     assert found.value["knn"] == ev.knn(*split) and found.value["linear_probe"] == ev.linear_probe(*split)
     assert found.value["rankme"] == pytest.approx(ev.rankme(test), rel=1e-9)
     assert found.value["uniformity"] == pytest.approx(ev.uniformity(test))
@@ -171,9 +171,9 @@ class Dead(nn.Module):
 
 def test_weights_count_where_the_few_images_do_not_show_them(digits):
     few = torch.linspace(0, 199, 8).round().long()
-    images = digits.test.images.clone()
+    images = digits.test["images"].clone()
     images[few] = 0
-    dark = data.Data(digits.spec, data.Split(images, digits.test.labels), data.Split(images, digits.test.labels))
+    dark = data.Data(digits.spec, *[digits.test.assign(images=images)] * 2)
     one, two = (ask(Dead(scale), dark, ["feature_std"]).table.value[0] for scale in (1.0, 2.0))
     assert two == pytest.approx(ask(Dead(2.0), dark, ["feature_std"], keep=False).table.value[0]) and one != two
 
@@ -253,8 +253,8 @@ def test_one_of_several_scores_is_compared_only_by_name(network, digits):
 
 def test_balanced_scores_stand_beside_accuracy(network, digits):
     found = ask(network, digits, ["linear_probe", "balanced_accuracy", "macro_f1"]).table.set_index("evaluator")
-    train, test = (encoders.embed(network, split.images) for split in (digits.train, digits.test))
-    score = ev.linear_probe(train, digits.train.labels, test, digits.test.labels)
+    train, test = (encoders.embed(network, split["images"]) for split in (digits.train, digits.test))
+    score = ev.linear_probe(train, digits.train["labels"], test, digits.test["labels"])
     assert found.value["balanced_accuracy"] == pytest.approx(score.notes["balanced_accuracy"])
     assert found.value["macro_f1"] == pytest.approx(score.notes["macro_f1"])
     assert found.low["balanced_accuracy"] < found.value["balanced_accuracy"] < found.high["balanced_accuracy"]
@@ -265,7 +265,7 @@ def test_intervals_are_over_groups_where_the_data_name_them(network, digits):
 
     def twice(split):  # every image twice, and which it is
         which = torch.arange(len(split)).repeat(2)
-        return data.Split(split.images[which], split.labels[which], {"image": which})
+        return split[which].assign(image=which)
 
     doubled = SimpleNamespace(spec=SimpleNamespace(group="image"), train=twice(digits.train), test=twice(digits.test))
     apart = SimpleNamespace(spec=SimpleNamespace(group=None), train=doubled.train, test=doubled.test)
@@ -281,7 +281,7 @@ def test_network_probes_are_asked_by_name(network, digits):
     found = ask(network, some, ["mlp_probe", "attentive_probe"])
     assert list(found.table.protocol.str.split(" ").str[0]) == ["offline_mlp", "offline_attentive"]
     assert not {"mlp_probe", "attentive_probe"} & set(ev.SUITES["full"])
-    assert "patch_tokens" in ask(nn.Flatten(), some, ["attentive_probe"]).table.note[0]
+    assert "encoder with tokens" in ask(nn.Flatten(), some, ["attentive_probe"]).table.note[0]
 
 
 def test_it_draws_and_shows_itself(network, digits):
@@ -309,19 +309,17 @@ def test_what_cannot_work_is_said_before_anything_is_embedded(encoder, options, 
     assert reason in str(error.value) and max(seen, default=0) <= 2
 
 
-def test_unlabelled_data_leave_out_what_needs_labels(network, digits):
-    splits = (data.Split(s.images, torch.full_like(s.labels, -1)) for s in (digits.train, digits.test))
-    unlabelled = data.Data(digits.spec, *splits)
-    assert set(ask(network, unlabelled).table.evaluator) == {"rankme", "effective_rank", "feature_std", "alignment", "uniformity"}
+def test_unlabeled_data_leave_out_what_needs_labels(network, digits):
+    splits = (s.assign(labels=torch.full_like(s["labels"], -1)) for s in (digits.train, digits.test))
+    unlabeled = data.Data(digits.spec, *splits)
+    assert set(ask(network, unlabeled).table.evaluator) == {"rankme", "effective_rank", "feature_std", "alignment", "uniformity"}
     with pytest.raises(ValueError, match="knn needs labels"):
-        ask(network, unlabelled, ["knn"])
+        ask(network, unlabeled, ["knn"])
 
 
 def test_a_monitor_asks_the_same_functions(network, digits):
-    class Method:
-        evaluated = network
-
-    seen = training.Monitor(digits.train, digits.test, k=5, evaluators=("knn", "rankme", "alignment"))(Method)
+    method = methods.create("simclr", encoder=network)
+    seen = ev.Monitor(digits.train, digits.test, k=5, evaluators=("knn", "rankme", "alignment"))(method.eval())
     table = ask(network, digits, ["knn", "rankme", "alignment"], k=5).table
     assert list(seen) == ["knn@5", "rankme", "alignment"] and list(seen.values()) == pytest.approx(list(table.value))
 
@@ -360,8 +358,6 @@ def test_a_file_of_weights_says_which_encoder_it_is(name, knobs, tmp_path):
 
 
 def trained(network, digits, folder):
-    from ssl_nb import methods
-
     method = methods.create("simclr", encoder=network)
     training.fit(method, digits.train, epochs=1, batch_size=100, device="cpu", folder=folder, report=lambda line: None)
     return method.encoder
@@ -370,7 +366,7 @@ def trained(network, digits, folder):
 def test_a_checkpoint_and_a_folder_above_it_are_enough(network, digits, tmp_path):
     encoder = trained(network, digits, tmp_path / "run" / "train")
     for path in (tmp_path / "run", tmp_path / "run" / "train", training.last_checkpoint(tmp_path / "run" / "train")):
-        assert torch.equal(encoders.embed(encoders.load(path), digits.test.images), encoders.embed(encoder, digits.test.images))
+        assert torch.equal(encoders.embed(encoders.load(path), digits.test), encoders.embed(encoder, digits.test))
 
 
 def test_weights_that_cannot_be_loaded_are_told(network, tmp_path):
@@ -450,10 +446,10 @@ def test_mistakes_in_the_shell_are_one_line_and_exit_code_2(words, reason, tmp_p
 
 def test_a_digest_sees_values_types_shapes_and_order():
     x = torch.arange(6.0)
-    same = [cache.digest(x), cache.digest(x.clone()), cache.digest(x.view(1, 6)[0])]
-    other = [cache.digest(y) for y in (x.double(), x.view(2, 3), x.flip(0), x[:5], {"x": x}, torch.arange(6))]
+    same = [disk.digest(x), disk.digest(x.clone()), disk.digest(x.view(1, 6)[0])]
+    other = [disk.digest(y) for y in (x.double(), x.view(2, 3), x.flip(0), x[:5], {"x": x}, torch.arange(6))]
     assert len(set(same)) == 1 and len(set(same + other)) == 7
-    assert cache.digest([x, 1], 2) != cache.digest([x], 1, 2) and cache.digest({"a": {"b": x}}) != cache.digest({"a": "b"}, x)
+    assert disk.digest([x, 1], 2) != disk.digest([x], 1, 2) and disk.digest({"a": {"b": x}}) != disk.digest({"a": "b"}, x)
     with pytest.raises(TypeError, match="ndarray"):
-        cache.digest(np.arange(5000))  # its text shows six numbers
-    assert cache.digest("a", "bc") != cache.digest("ab", "c") and cache.digest(torch.zeros(0)) != cache.digest(torch.zeros(0, 2))
+        disk.digest(np.arange(5000))  # its text shows six numbers
+    assert disk.digest("a", "bc") != disk.digest("ab", "c") and disk.digest(torch.zeros(0)) != disk.digest(torch.zeros(0, 2))

@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import BayesianRidge
 from torch import nn
 
-from ssl_nb.data import Data, Spec, Split
+from ssl_nb.data import Data, Spec, image_split
 from ssl_nb.encoders import Encoder, embed
-from ssl_nb.evaluators.neighbours import knn
+from ssl_nb.evaluators.neighbors import knn
 from ssl_nb.evaluators.probes import linear_probe
 from ssl_nb.evaluators.transferability import adapt, as_matrix, cross_dataset, forgetting, h_score, leep, log_me, trans_rate
 
@@ -193,7 +193,7 @@ def toy(name, channels=1, size=8, classes=3, seed=0, n=90):
     labels = torch.arange(n) % classes
     images = torch.randint(0, 60, (n, channels, size, size), generator=g)
     images += (labels * 60)[:, None, None, None]
-    parts = [Split(images[rows].to(torch.uint8), labels[rows]) for rows in (slice(0, 60), slice(60, n))]
+    parts = [image_split(images[rows].to(torch.uint8), labels[rows]) for rows in (slice(0, 60), slice(60, n))]
     spec = Spec(name, (channels, size, size), tuple("abc"), (0.5,), (0.25,))
     return Data(spec, *parts)
 
@@ -212,35 +212,35 @@ class Small(nn.Module):
 
 
 def test_every_pair_equals_the_probe_by_hand():
-    sets, nets = {"grey": toy("g"), "colour": toy("c", 3, 10)}, {"small": Small(), "pixels": nn.Flatten()}
+    sets, nets = {"gray": toy("g"), "color": toy("c", 3, 10)}, {"small": Small(), "pixels": nn.Flatten()}
     table = cross_dataset(nets, sets, l2=0.1, trained_on={"small": "nothing"})
     assert list(table.columns) == "encoder trained_on set protocol value low high of adapted".split()
     assert list(table.adapted) == ["1 -> 3 channels", "10 x 10 -> 8 x 8 pixels", "", ""]
     assert list(table.trained_on) == ["nothing", "nothing", "", ""] and (table.value > 0.9).all()
-    d = sets["grey"]
+    d = sets["gray"]
     by_hand = linear_probe(
-        embed(nets["small"], d.train.images.expand(-1, 3, -1, -1)),
-        d.train.labels,
-        embed(nets["small"], d.test.images.expand(-1, 3, -1, -1)),
-        d.test.labels,
+        embed(nets["small"], d.train["images"].expand(-1, 3, -1, -1)),
+        d.train["labels"],
+        embed(nets["small"], d.test["images"].expand(-1, 3, -1, -1)),
+        d.test["labels"],
         l2=0.1,
     )
-    score = table.attrs["scores"]["small", "grey"]
+    score = table.attrs["scores"]["small", "gray"]
     assert score == by_hand and np.array_equal(score.samples, by_hand.samples)
     matrix = as_matrix(table)
-    assert list(matrix.index) == ["small", "pixels"] and list(matrix.columns) == ["grey", "colour"]
-    assert matrix.loc["small", "grey"] == score
+    assert list(matrix.index) == ["small", "pixels"] and list(matrix.columns) == ["gray", "color"]
+    assert matrix.loc["small", "gray"] == score
 
 
 def test_by_knn():
     d = toy("g")
     table = cross_dataset({"pixels": nn.Flatten()}, {"g": d}, protocol="knn", k=5)
-    expected = knn(d.train.images.flatten(1), d.train.labels, d.test.images.flatten(1), d.test.labels, k=5)
+    expected = knn(d.train["images"].flatten(1), d.train["labels"], d.test["images"].flatten(1), d.test["labels"], k=5)
     assert table.value[0] == expected and table.protocol[0] == expected.protocol
 
 
 def test_adapting_repeats_and_resizes_and_keeps_what_fits():
-    images = toy("g").train.images
+    images = toy("g").train["images"]
     same, done = adapt(images, Small(1))
     assert same is images and done == ""
     repeated, done = adapt(images, Small(3))
@@ -258,11 +258,11 @@ def test_misfits_are_named_before_any_embedding():
             Counting.seen += len(x)
             return super().forward(x)
 
-    with pytest.raises(ValueError, match="'grey net' cannot embed 'colour'.*3 channels"):
-        cross_dataset({"first": Counting(3), "grey net": Small(1)}, {"colour": toy("c", 3)})
+    with pytest.raises(ValueError, match="'gray net' cannot embed 'color'.*3 channels"):
+        cross_dataset({"first": Counting(3), "gray net": Small(1)}, {"color": toy("c", 3)})
     assert Counting.seen <= 2
     unknown = toy("u")
-    unknown.train.labels[:5] = -1
+    unknown.train["labels"][:5] = -1
     with pytest.raises(ValueError, match="5 labels of u are unknown"):
         cross_dataset({"a": Small()}, {"u": unknown})
     with pytest.raises(ValueError, match="finetune"):

@@ -22,7 +22,7 @@ def equivariance_r2(z0: Float[Tensor, "n d"],
                     average: str = "columns",  # the mean of each parameter's R2, or "sie": one R2 of all entries around one scalar mean
                     seed: int = 0,  # of the split and the network
                     test_fraction: float = 0.25,  # of the objects
-                    strengths=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0),  # of the ridge, per row of standardised features
+                    strengths=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0),  # of the ridge, per row of standardized features
                    ) -> Score:
     """R2 of transformation parameters from [z0, z1] on held-out objects (Garrido et al. 2023); at most 1.
 
@@ -35,7 +35,7 @@ def equivariance_r2(z0: Float[Tensor, "n d"],
     if average not in _AVERAGES: raise ValueError(f"average={average!r} is unknown; known are 'columns' and 'sie'.")
     x, y, groups, held_out = _check_pairs(z0, z1, parameters, objects, seed, test_fraction)
     train = ~held_out
-    x = _standardise(x, train)
+    x = _standardize(x, train)
     center, scale = y[train].mean(0), y[train].std(0, correction=0)
     target = (y - center) / scale
     fit, notes = _fit_ridge(x[train], target[train], groups[train], strengths, seed) if kind == "linear" else \
@@ -73,7 +73,7 @@ def _check_pairs(z0, z1, parameters, objects, seed, test_fraction):
             raise ValueError(f"parameters {still.tolist()} do not vary: leave them out, R2 of a constant is undefined.")
     return torch.cat([z0, z1.to(z0)], 1), y, groups, held_out
 
-def _standardise(x, train) -> Tensor:
+def _standardize(x, train) -> Tensor:
     mean, std = x[train].mean(0), x[train].std(0, correction=0)
     return torch.where(std > 4 * torch.finfo(x.dtype).eps * x[train].abs().amax(0), (x - mean) / std, 0)
 

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, Outli
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .neighbours import check_k, check_temperature, nearest, vote
+from .neighbors import check_k, check_temperature, nearest, vote
 from .probes import STRENGTHS, fit_linear
 from .robustness import KINDS, fit_score
 from .similarity import correlate, fit_readout, squared_median

@@ -92,7 +92,7 @@ def two_nn(features: Float[Tensor, "n d"],
            discard: float = 0.1,  # share of the largest ratios left out of the fit
            block: int = 1024,  # rows at a time: memory is block x n in float64
           ) -> Score:
-    """Intrinsic dimension from the two nearest neighbours of each row (Facco et al. 2017).
+    """Intrinsic dimension from the two nearest neighbors of each row (Facco et al. 2017).
 
     Least squares through the origin of -log(1 - i/N) on the sorted log(r2/r1). Exact copies of a row are removed
     first. `notes`: maximum_likelihood, (N - 1) / sum of log(r2/r1) over all; duplicates, the copies removed.
@@ -113,7 +113,7 @@ def two_nn(features: Float[Tensor, "n d"],
     kept = min(max(int(n * (1 - discard)), 2), n - 1)  # F is 1 at the last, and its logarithm infinite
     fitted, share = log_ratio[:kept], torch.arange(1, kept + 1, device=x.device, dtype=x.dtype) / n
     if fitted[-1] < 1e-12:
-        raise ValueError("the two nearest neighbours are equally far everywhere, as in a grid; "
+        raise ValueError("the two nearest neighbors are equally far everywhere, as in a grid; "
                          "TwoNN needs scattered points.")
     slope = -(fitted @ (1 - share).log()) / (fitted @ fitted)
     return Score(slope.item(), f"two_nn (discard {discard:g})", duplicates=rows - n,
@@ -166,10 +166,10 @@ def manifold_capacity(points,  # (m, p, d) tensor, or a list of (p_i, d): m mani
                      ) -> Score:
     """Mean-field classification capacity of manifolds, per dimension (Chung, Lee and Sompolinsky 2018).
 
-    2 for points, less the larger the manifolds. Centred by the mean of all points; the harmonic mean over
-    manifolds. Correlations between centres are not removed. `notes`: radius and dimension (means over
+    2 for points, less the larger the manifolds. Centered by the mean of all points; the harmonic mean over
+    manifolds. Correlations between centers are not removed. `notes`: radius and dimension (means over
     manifolds), capacities (of each). Raises `ValueError` for fewer than 2 manifolds, and for one whose
-    centre is the mean of all points.
+    center is the mean of all points.
     """
     if margin < 0 or draws < 2: raise ValueError(f"needed: margin={margin} at least 0, draws={draws} at least 2.")
     manifolds = [check_features(x, min_rows=1, name=f"points of manifold {i}") for i, x in enumerate(points)]
@@ -187,12 +187,12 @@ def manifold_capacity(points,  # (m, p, d) tensor, or a list of (p_i, d): m mani
 
 # %% ../../nbs/evaluators/03_geometry.ipynb #8d78c751
 def _anchors(x: Float[Tensor, "p d"], draws: int, margin: float, generator, index: int) -> tuple[float, float, float]:
-    "(1 / capacity, radius, dimension) of one manifold of the centred data."
-    centre = x.mean(0)
-    if centre.norm() <= 1e-9 * x.norm():
-        raise ValueError(f"manifold {index} is centred at the mean of all points, so no plane can separate it "
+    "(1 / capacity, radius, dimension) of one manifold of the centered data."
+    center = x.mean(0)
+    if center.norm() <= 1e-9 * x.norm():
+        raise ValueError(f"manifold {index} is centered at the mean of all points, so no plane can separate it "
                          "from the others; check that manifolds are classes and not random groups.")
-    s, size = _coordinates((x - centre) / centre.norm())
+    s, size = _coordinates((x - center) / center.norm())
     t = torch.randn(draws, s.shape[1] + 1, generator=generator, dtype=s.dtype).to(s.device)
     shifted = t.clone()
     shifted[:, -1] += margin

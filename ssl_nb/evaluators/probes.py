@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'fit_linear', 'split_rows', 'linear_probe', 'class_averages', 'balanced_accuracy', 'OnlineProbe',
-           'AttentivePool', 'mlp_probe', 'attentive_probe', 'labelled_rows', 'LabelCurve', 'label_efficiency',
-           'finetune']
+           'AttentivePool', 'mlp_probe', 'attentive_probe', 'labeled_rows', 'LabelCurve', 'label_efficiency']
 
 # %% ../../nbs/evaluators/05_probes.ipynb #d7ae31f5
 import numpy as np
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
 
 # %% ../../nbs/evaluators/05_probes.ipynb #e106917a
-def _minimise(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], classes: int, l2: float, start=None, tol=1e-5):
-    "Weights and, in the last row, biases (d + 1, classes) of least regularised cross-entropy."
+def _minimize(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], classes: int, l2: float, start=None, tol=1e-5):
+    "Weights and, in the last row, biases (d + 1, classes) of least regularized cross-entropy."
     from scipy.optimize import minimize
     (n, d), wide = x.shape, accumulator(x)
 
@@ -34,7 +33,7 @@ def _minimise(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], classes: int, l2: fl
     return torch.from_numpy(found.x.reshape(d + 1, classes)).to(x)
 
 # %% ../../nbs/evaluators/05_probes.ipynb #de0e0be1
-STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the l2 penalty, for standardised features
+STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the l2 penalty, for standardized features
 
 @measured
 def fit_linear(features: Float[Tensor, "n d"],
@@ -45,24 +44,24 @@ def fit_linear(features: Float[Tensor, "n d"],
                valid_fraction: float = 0.2,  # of the rows, held out: one part of 1,000 rows or more, else each part in turn
                seed: int = 0,  # of the rows held out
               ) -> tuple[Float[Tensor, "d c"], Float[Tensor, "c"], dict]:
-    """Multinomial logistic regression: (weight, bias, notes), for features as they come: standardised inside.
+    """Multinomial logistic regression: (weight, bias, notes), for features as they come: standardized inside.
 
     `notes` says which l2 was taken and its accuracy on the rows held out (`validation`). Raises `ValueError` for
     an l2 that is negative, and where one is to be chosen and every class has one example.
     """
     x, y = check_features(features, labels)
-    mean, scale = _standardise(x)
+    mean, scale = _standardize(x)
     x, turn = (x - mean) * scale, None
     if 2 * len(x) <= x.shape[1]: turn, x = _span(x)
     start, notes = None, {}
     if l2 is None: l2, start, notes = _choose(x, y, classes, strengths, valid_fraction, seed)
     _check_strengths([l2])
-    w = _minimise(x, y, classes, l2, start)
+    w = _minimize(x, y, classes, l2, start)
     weight = scale[:, None] * (w[:-1] if turn is None else turn @ w[:-1])
     return weight, w[-1] - mean @ weight, dict(l2=l2) | notes
 
 # %% ../../nbs/evaluators/05_probes.ipynb #6081fff3
-def _standardise(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+def _standardize(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
     "Mean, and 1 / std of each column; 0 for a column that is constant up to rounding."
     mean, std = x.mean(0), x.std(0, correction=0)
     constant = std <= 4 * torch.finfo(x.dtype).eps * x.abs().amax(0)
@@ -87,7 +86,7 @@ def _choose(x, y, classes: int, strengths, fraction: float, seed: int) -> tuple[
     for valid in parts:
         w, path = None, []
         for i, l2 in enumerate(grid):  # each starts where the stronger one ended
-            w = _minimise(x[~valid], y[~valid], classes, l2, w, tol=1e-4)  # enough to rank strengths
+            w = _minimize(x[~valid], y[~valid], classes, l2, w, tol=1e-4)  # enough to rank strengths
             path.append(w)
             logits = torch.addmm(w[-1], x[valid], w[:-1]).to(accumulator(x))
             right[i] += (logits.argmax(1) == y[valid]).sum().item()
@@ -123,7 +122,7 @@ def linear_probe(train_features: Float[Tensor, "n d"],
                  train_labels: Int[Tensor, "n"],
                  test_features: Float[Tensor, "q d"],
                  test_labels: Int[Tensor, "q"],
-                 valid_fraction: float = 0.2,  # of the training split, to choose the regularisation
+                 valid_fraction: float = 0.2,  # of the training split, to choose the regularization
                  l2: float | None = None,  # a fixed strength in place of the choice
                  strengths=STRENGTHS,
                  seed: int = 0,
@@ -173,7 +172,7 @@ def balanced_accuracy(score: Score,  # with one sample an example, 1 where it is
 class OnlineProbe(nn.Module):
     """Linear classifier trained beside a method on its detached features (protocol `online_linear`).
 
-    Give its parameters to the optimiser, add `loss` to the method's own: no gradient reaches the features.
+    Give its parameters to the optimizer, add `loss` to the method's own: no gradient reaches the features.
     A batch norm without weights in front makes it independent of the scale of the features.
     """
     def __init__(self, num_features: int, classes: int, normalize: bool = True):
@@ -266,7 +265,7 @@ def _network_probe(protocol: str, make, x, y, test, truth, lrs=(1e-3, 1e-2), wei
         raise ValueError(f"train has shape {tuple(x.shape)} and test {tuple(test.shape)}; compute both with the same encoder.")
     classes, y = y.unique(return_inverse=True)
     if len(classes) < 2: raise ValueError(f"all train_labels are {classes[0]}: one class cannot be told from another.")
-    mean, scale = _standardise(x.flatten(0, -2))
+    mean, scale = _standardize(x.flatten(0, -2))
     x, test = (((part - mean) * scale).float() for part in (x, test.to(x)))
 
     def predicted(rows, new, lr, run):
@@ -298,12 +297,12 @@ def _train(make, classes, x, y, lr, weight_decay, epochs, batch_size, seed):
     return lambda new: torch.cat([net(part).argmax(1) for part in new.split(4096)])
 
 # %% ../../nbs/evaluators/05_probes.ipynb #2b5cadd0
-def labelled_rows(labels: Int[Tensor, "n"],
+def labeled_rows(labels: Int[Tensor, "n"],
                   fraction: float | None = None,  # of all rows, in (0, 1]
                   per_class: int | None = None,  # or so many rows of each class
                   seed: int = 0,
                  ) -> Int[Tensor, "m"]:  # sorted
-    """Rows of a random labelled subset: stratified, with every class, nested over budgets of the same seed.
+    """Rows of a random labeled subset: stratified, with every class, nested over budgets of the same seed.
 
     Raises `ValueError` for a budget that has no room for every class, or asks more of one than there is.
     """
@@ -339,7 +338,7 @@ def _check_per_class(per_class: int, classes, sizes):
 class LabelCurve(dict):
     "Budget of labels, such as '10%' or '5 per class' -> `Score`; `.table()` for a tidy DataFrame."
     def table(self):
-        "One row a budget: budget, images (labelled rows), protocol, value, low, high, of."
+        "One row a budget: budget, images (labeled rows), protocol, value, low, high, of."
         import pandas as pd
         return pd.DataFrame([dict(budget=name, images=score.notes["images"]) | score.row()
                              for name, score in self.items()])
@@ -351,27 +350,27 @@ def label_efficiency(train_features: Float[Tensor, "n d"],
                      test_features: Float[Tensor, "q d"],
                      test_labels: Int[Tensor, "q"],
                      fractions=(0.01, 0.1, 1.0),  # of the training rows
-                     per_class=(),  # further budgets: labelled rows of each class
-                     seeds: int = 5,  # draws of the labelled rows
+                     per_class=(),  # further budgets: labeled rows of each class
+                     seeds: int = 5,  # draws of the labeled rows
                      few_l2: float = 0.1,  # the strength where there are fewer than 3 labels a class, on average
-                     valid_fraction: float = 0.2,  # of the labelled rows, held out to choose the strength elsewhere
+                     valid_fraction: float = 0.2,  # of the labeled rows, held out to choose the strength elsewhere
                      strengths=STRENGTHS,
                      seed: int = 0,  # of the first draw; the others count on from it
                     ) -> LabelCurve:
-    """Linear probe by labelled rows: budget -> accuracy over draws of the labelled subset (`labelled_rows`).
+    """Linear probe by labeled rows: budget -> accuracy over draws of the labeled subset (`labeled_rows`).
 
     Score.samples holds one value a draw, Score.notes the strength, balanced accuracy and macro-F1 of each. Draws
     depend on labels and seed only: two encoders pair draw by draw in `paired_difference`. The interval
-    (Student's t) is about the draw of labels; where all rows are labelled there is one draw, and score and
+    (Student's t) is about the draw of labels; where all rows are labeled there is one draw, and score and
     interval are `linear_probe`'s, over test examples.
-    Raises `ValueError` as `labelled_rows` and `linear_probe` do, before anything is fitted.
+    Raises `ValueError` as `labeled_rows` and `linear_probe` do, before anything is fitted.
     """
     x, y = check_features(train_features, train_labels, 2, "train_features")
     if seeds < 1: raise ValueError(f"seeds={seeds} must be 1 or more; 5 is usual.")
     budgets = {f"{100 * f:.4g}%": dict(fraction=f) for f in fractions}
     budgets |= {f"{n} per class": dict(per_class=n) for n in per_class}
     if not budgets: raise ValueError("no budget: give fractions= or per_class=.")
-    draws = {name: [labelled_rows(y, **b, seed=seed + s).to(y.device) for s in range(seeds)]
+    draws = {name: [labeled_rows(y, **b, seed=seed + s).to(y.device) for s in range(seeds)]
              for name, b in budgets.items()}
 
     def measure(budget, subsets):
@@ -385,82 +384,10 @@ def label_efficiency(train_features: Float[Tensor, "n d"],
 
 # %% ../../nbs/evaluators/05_probes.ipynb #4b2ff771
 def _over_draws(budget: str, draws: list[Tensor], whole: bool, l2: str, probe) -> Score:
-    "Mean over draws of the labelled rows; the score of the one draw where it is the whole split."
+    "Mean over draws of the labeled rows; the score of the one draw where it is the whole split."
     scores = [probe(rows, draw) for draw, rows in enumerate(draws[:1] if whole else draws)]
     notes = {name: [score.notes[name] for score in scores] for name in ("l2", "balanced_accuracy", "macro_f1")}
     notes["images"] = len(draws[0])
     protocol = f"offline_linear ({budget}: {len(draws[0])} labels, {l2})"
     if whole: return Score(scores[0], protocol, scores[0].interval, "examples", scores[0].samples, **notes)
     return seed_score(scores, protocol, **notes)
-
-# %% ../../nbs/evaluators/05_probes.ipynb #9ac98a2b
-def finetune(encoder: nn.Module,  # from images to features (n, d); left as it is
-             train,  # ssl_nb.data.Split
-             test,  # ssl_nb.data.Split
-             *,
-             epochs: int = 10,
-             lr: float | tuple[float, ...] = 1e-3,  # of several, the best on a validation part of train is taken
-             batch_size: int = 128,  # at most the rows of train
-             head: str = "random",  # where the head starts: "random", or "probe" (Kumar et al. 2022)
-             views=None,  # a view maker for the training images; None: the images as they are
-             valid_fraction: float = 0.2,  # of train, to choose among several lr
-             seeds: int = 1,  # runs; they differ in the head, the order and the views
-             seed: int = 0,  # of the first
-             device: str = "auto",
-             **settings,  # of ssl_nb.training.Trainer: optimizer, weight_decay, precision, monitors, ...
-            ) -> Score:
-    """Accuracy on test after training a copy of the encoder, and a linear head, on labels. Last epoch.
-
-    One seed: Score of examples (Wilson's interval); several: of seeds (Student's t). `notes` holds the rate taken and,
-    of several, each one's validation accuracy. Costs epochs x len(train) forward and backward passes a seed,
-    about 3 x epochs the price of the features that a probe needs, and almost as much again for each of
-    several rates. Weights that were frozen are trained.
-    """
-    from ssl_nb.encoders import embed
-
-    for name, split in (("train", train), ("test", test)): check_labels(split.labels, len(split), name)
-    known, y = train.labels.unique(return_inverse=True)
-    if len(known) < 2: raise ValueError(f"all labels of train are {known.tolist()}: nothing to tell apart.")
-    if head not in ("random", "probe"): raise ValueError(f"head={head!r} must be 'random' or 'probe'.")
-    if seeds < 1: raise ValueError(f"seeds={seeds} must be 1 or more.")
-    settings |= dict(epochs=epochs, batch_size=batch_size, device=device)
-    rates, accuracy = (tuple(lr) if isinstance(lr, (tuple, list)) else (lr,)), {}
-    if not rates: raise ValueError("lr=() is empty; give one learning rate or several.")
-
-    def right(part, target, rate, run):
-        "Which of the target's images are right after training on a part."
-        model = _finetuned(encoder, part, len(known), views, head, dict(settings, lr=rate, seed=run))
-        return known[embed(model, target.images).argmax(1).cpu()] == target.labels
-
-    coded = type(train)(train.images, y, train.fields)
-    if len(rates) > 1:
-        valid = split_rows(y, valid_fraction, seed)
-        kept = type(train)(train[valid].images, train.labels[valid])
-        accuracy = {rate: right(coded[~valid], kept, rate, seed).float().mean().item() for rate in rates}
-    best = max(accuracy, key=accuracy.get, default=rates[0])
-    runs = [right(coded, test, best, seed + run) for run in range(seeds)]
-    chosen = f" chosen of {len(rates)} on {valid_fraction:.0%} of train" if accuracy else ""
-    protocol = f"finetune (last_epoch, {epochs} epochs, lr {best:g}{chosen})"
-    if seeds == 1: return mean_score(runs[0], protocol, lr=best, validation=accuracy)
-    return seed_score([r.float().mean() for r in runs], protocol, lr=best, validation=accuracy)
-
-# %% ../../nbs/evaluators/05_probes.ipynb #b554e447
-def _finetuned(encoder, train, classes: int, views, head: str, settings: dict) -> nn.Module:
-    "A trained copy of the encoder with its head, from images to logits."
-    import copy
-
-    from ssl_nb.encoders import embed
-    from ssl_nb.methods.supervised import Supervised
-    from ssl_nb.training import fit
-
-    network = copy.deepcopy(encoder).requires_grad_(True)
-    if not hasattr(network, "num_features"): network.num_features = embed(network, train.images[:2]).shape[1]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(settings["seed"])
-        method = Supervised(network, classes=classes, views=views or (lambda batch, generator: [batch]))
-        if head == "probe":
-            weight, bias, _ = fit_linear(embed(network, train.images).cpu(), train.labels.cpu(), classes)
-            method.classifier.weight.data, method.classifier.bias.data = weight.T.contiguous(), bias
-        settings["batch_size"] = min(settings["batch_size"], len(train))
-        fit(method, train, report=lambda line: None, **settings)
-    return nn.Sequential(method.encoder, method.classifier)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .neighbours import check_pair, nearest
+from .neighbors import check_pair, nearest
 from .probes import fit_linear
 from .scores import Score, accumulator, check_features, mean_score, measured, unit_rows
 from ..spelling import unknown
@@ -119,8 +119,8 @@ def mahalanobis(features: Float[Tensor, "q d"],
     if x.shape[1] != means.shape[1]:
         raise ValueError(f"features have {x.shape[1]} dimensions and the Gaussians {means.shape[1]}; "
                          "compute both with the same encoder.")
-    centre = means.mean(0)
-    x, means = (x - centre) @ whiten, (means - centre) @ whiten
+    center = means.mean(0)
+    x, means = (x - center) @ whiten, (means - center) @ whiten
     return -torch.cat([torch.cdist(part, means).square().amin(1) for part in x.split(4096)])
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #3349d9d0
@@ -129,10 +129,10 @@ def knn_score(features: Float[Tensor, "q d"],
               bank: Float[Tensor, "n d"],  # features of the training images
               k: int = 50,
              ) -> Float[Tensor, "q"]:
-    "Minus the distance of L2-normalised features to the k-th nearest of the bank (Sun et al. 2022)."
+    "Minus the distance of L2-normalized features to the k-th nearest of the bank (Sun et al. 2022)."
     features, bank = check_pair(features, bank)
-    neighbour = nearest(features, bank, k)[1][:, -1]
-    return -(unit_rows(features) - unit_rows(bank[neighbour])).norm(dim=1)  # exact where it is near 0
+    neighbor = nearest(features, bank, k)[1][:, -1]
+    return -(unit_rows(features) - unit_rows(bank[neighbor])).norm(dim=1)  # exact where it is near 0
 
 @measured
 def max_softmax(features: Float[Tensor, "q d"],

@@ -343,7 +343,7 @@ def _from_array(values) -> Tensor:
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, "n"]:
-    "Whole-number labels as int64, one for each row; -1 means unlabelled, and is refused."
+    "Whole-number labels as int64, one for each row; -1 means unlabeled, and is refused."
     y = labels.detach() if isinstance(labels, Tensor) else _from_array(labels)
     if y.shape != (rows,):
         raise ValueError(f"{rows} rows of {name} need as many labels, got labels of shape {tuple(y.shape)}.")
@@ -351,7 +351,7 @@ def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, "n"]:
         raise ValueError(f"labels of {name} are {y.dtype} and not whole numbers; pass class indices.")
     unknown = int((y == -1).sum())
     if unknown:
-        raise ValueError(f"{unknown} of {rows} labels of {name} are -1, which means unlabelled; leave those rows out, such as by [labels != -1].")
+        raise ValueError(f"{unknown} of {rows} labels of {name} are -1, which means unlabeled; leave those rows out, such as by [labels != -1].")
     return y.long()
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a36af95f

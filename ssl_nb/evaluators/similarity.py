@@ -21,7 +21,7 @@ def cka(x: Float[Tensor, "n d"],
         debiased: bool = False,  # unbiased HSIC (Song et al. 2012): about 0, not above it, for unrelated features
         block: int = 4096,  # rows turned to float64 at a time
        ) -> Score:
-    """Linear centred kernel alignment, in [0, 1]; debiased, it may fall below 0 (Kornblith 2019; Nguyen 2021).
+    """Linear centered kernel alignment, in [0, 1]; debiased, it may fall below 0 (Kornblith 2019; Nguyen 2021).
 
     Unchanged by rotation, shift and one scale of either side. By the d x e or the n x n products, the cheaper,
     summed in float64. Raises `ValueError` for features that are constant, or differ in rows or device.
@@ -84,7 +84,7 @@ def _squared_norms(x, block) -> Float[Tensor, "n"]:
     return torch.cat([rows.square().sum(1) for rows in _centered(x, block)])
 
 def _unbiased(inner: Tensor, a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> Tensor:
-    "Song et al.'s HSIC_1 of centred linear kernels from <K, L> and the two diagonals."
+    "Song et al.'s HSIC_1 of centered linear kernels from <K, L> and the two diagonals."
     n, ab = len(a), (a * b).sum()
     return (inner - ab + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * ab) / (n * (n - 3))
 
@@ -99,7 +99,7 @@ def cca(x: Float[Tensor, "n d"],
     """Mean canonical correlation (Raghu 2017; Morcos 2018), within the numerical ranks of both sides.
 
     `Score.samples` holds the correlations, `notes` the ranks and `certain`: how many are 1 because the two ranks
-    exceed the n - 1 dimensions that centred columns can span. Raises `ValueError` as `cka` does.
+    exceed the n - 1 dimensions that centered columns can span. Raises `ValueError` as `cka` does.
     """
     if kind not in ("mean", "svcca", "pwcca"):
         raise ValueError(f"kind={kind!r} is unknown; known are 'mean', 'svcca' and 'pwcca'.")
@@ -121,7 +121,7 @@ def cca(x: Float[Tensor, "n d"],
 
 # %% ../../nbs/evaluators/06_similarity.ipynb #e7ca958a
 def _basis(x: Float[Tensor, "n d"], variance: float, dtype) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r d"]]:
-    "Orthonormal basis of the centred columns up to numerical rank (or a share of variance), and x in that basis."
+    "Orthonormal basis of the centered columns up to numerical rank (or a share of variance), and x in that basis."
     wide = x.cpu().double() if x.device.type == "mps" else x.double()
     mean = wide.mean(0)
     u, s, vt = torch.linalg.svd(wide - mean, full_matrices=False)
@@ -358,7 +358,7 @@ def fit_readout(features: np.ndarray,  # (n, d)
                 kind: str = "pls",  # "pls" or "ridge"
                 components: int = 25,  # of pls
                ):  # a fitted scikit-learn regressor
-    "Brain-Score's PLS (unscaled), or ridge on standardised features, its strength chosen within what it is given."
+    "Brain-Score's PLS (unscaled), or ridge on standardized features, its strength chosen within what it is given."
     from sklearn.cross_decomposition import PLSRegression
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline

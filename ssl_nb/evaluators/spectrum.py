@@ -38,7 +38,7 @@ class Spectrum(Tensor):
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #105b2bfa
 class _Gram:
-    "Running Gram matrix of the rows seen so far, less their mean if centred. Only its upper triangle is kept."
+    "Running Gram matrix of the rows seen so far, less their mean if centered. Only its upper triangle is kept."
     def __init__(self, dims: int, device, center: bool):
         self.gram = torch.zeros(dims, dims, dtype=torch.float64, device=device)
         self.mean, self.rows, self.center = self.gram.new_zeros(dims), 0, center
@@ -159,7 +159,7 @@ def _summed(parts, center: bool) -> _Gram:
 @measured
 def spectrum(features,  # (n, d) tensor, array or memmap, any device; or an iterable of (b, d) batches
              center: bool = False,  # subtract the mean of each column first
-             normalize: bool = False,  # scale each row to length 1 first (before centring)
+             normalize: bool = False,  # scale each row to length 1 first (before centering)
              block: int = 4096,  # rows turned to float64 at a time (columns where d > n)
             ) -> Spectrum:  # r = min(n, d) values
     """Singular values of the feature matrix, descending, in float64, in one pass over the data.
@@ -167,7 +167,7 @@ def spectrum(features,  # (n, d) tensor, array or memmap, any device; or an iter
     Values that the rounding of the features explains (`rounding` in `evaluators.scores`) are zero, so that `(s > 0).sum()` is
     the rank. Batches may be tensors or (tensor, label) tuples. By the smaller Gram matrix; where features are float64,
     no batches, and it cannot resolve the smallest value, by a blockwise QR decomposition in a second pass. On the device of the features (the CPU for MPS). Memory beyond the features: r^2 and a block, in float64.
-    Raises `ValueError` for features that are not a finite matrix of at least one row (two if centred).
+    Raises `ValueError` for features that are not a finite matrix of at least one row (two if centered).
     """
     s, _, (rows, dims) = decompose(features, center, normalize, block)
     return Spectrum(s, rows, dims, bool(center), bool(normalize))
@@ -203,13 +203,13 @@ def _triangle(blocks) -> Float[Tensor, "r r"]:
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #5240f2be
 @measured
-def rankme(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches, or an uncentred spectrum
+def rankme(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches, or an uncentered spectrum
            eps: float = 1e-7,  # the paper's; public copies use others and get other numbers
           ) -> Score:
-    """RankMe: exp of the entropy of the singular values of uncentred features (Garrido et al. 2023).
+    """RankMe: exp of the entropy of the singular values of uncentered features (Garrido et al. 2023).
 
     Between 1 and min(n, d); all-zero features have rank 0 by definition. Compare only at the same n and d
-    (the paper uses 25,600 rows). Raises `ValueError` for a centred `Spectrum`.
+    (the paper uses 25,600 rows). Raises `ValueError` for a centered `Spectrum`.
     """
     return Score(_entropy_rank(_as_spectrum(features, False, "rankme"), eps), f"rankme (eps {eps:g})")
 
@@ -226,10 +226,10 @@ def _entropy_rank(s: Float[Tensor, "r"], eps: float) -> float:
     return torch.special.entr(s / s.sum() + eps).sum().exp().item()  # entr(p) = -p log p, and 0 at 0
 
 def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, "r"]:
-    "The spectrum of features; a `Spectrum` must be centred as asked, any other tensor (r,) is only checked."
+    "The spectrum of features; a `Spectrum` must be centered as asked, any other tensor (r,) is only checked."
     if isinstance(features, Spectrum):
         if features.centered != center:
-            has, needs = ("centred", "uncentred") if features.centered else ("uncentred", "centred")
+            has, needs = ("centered", "uncentered") if features.centered else ("uncentered", "centered")
             raise ValueError(f"{name} needs the spectrum of {needs} features, and this one is of {has} ones; "
                              f"pass spectrum(features, center={center}), or the features.")
         return features.as_subclass(Tensor)
@@ -244,16 +244,16 @@ def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, "r"]:
 # %% ../../nbs/evaluators/02_spectrum.ipynb #717bf7c6
 @measured
 def stable_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a spectrum
-                center: bool = False,  # the mean dominates if uncentred
+                center: bool = False,  # the mean dominates if uncentered
                ) -> Score:
     "Squared Frobenius over squared spectral norm: 1 to min(n, d), 0 for zeros (Tsitsulin et al. 2023)."
-    name = f"stable_rank{' (centred)' if center else ''}"
+    name = f"stable_rank{' (centered)' if center else ''}"
     return Score(_stable_rank(_as_spectrum(features, center, name)), name)
 
 @measured
-def nesum(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centred spectrum
+def nesum(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centered spectrum
          ) -> Score:
-    "Sum of the covariance eigenvalues over the largest: the centred stable rank (He and Ozay 2022)."
+    "Sum of the covariance eigenvalues over the largest: the centered stable rank (He and Ozay 2022)."
     return Score(_stable_rank(_as_spectrum(features, True, "nesum")), "nesum")
 
 @measured
@@ -272,7 +272,7 @@ def _relative(s: Float[Tensor, "r"]) -> Float[Tensor, "r"]:
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #5ae1ddb7
 @measured
-def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centred spectrum
+def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centered spectrum
               first: int = 3,  # first index of the fit, counted from 0
               last: int = 49,  # last index, included
              ) -> Score:
@@ -305,7 +305,7 @@ def _rank(s: Float[Tensor, "r"]) -> int:
 def coherence(features: Float[Tensor, "n d"],  # or a memmap; not batches: rows are needed a second time
               block: int = 4096,
              ) -> Score:
-    """Largest squared row norm of U, times n / rank, of the uncentred features (Tsitsulin et al. 2023).
+    """Largest squared row norm of U, times n / rank, of the uncentered features (Tsitsulin et al. 2023).
 
     From 1 (all rows matter alike) to n / rank. All-zero features have coherence 0. `notes`: rank.
     """
@@ -372,7 +372,7 @@ def lidar(views: Float[Tensor, "n q d"],  # n images, q views of each
 # %% ../../nbs/evaluators/02_spectrum.ipynb #364afddf
 @measured
 def feature_std(features: Float[Tensor, "n d"]) -> Score:
-    """Mean over dimensions of the standard deviation of L2-normalised features (Chen and He 2021).
+    """Mean over dimensions of the standard deviation of L2-normalized features (Chen and He 2021).
 
     0 for a constant, 1/sqrt(d) for directions spread evenly. Rows of zeros stay zero.
     """

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..encoders import embed
-from .neighbours import knn
+from .neighbors import knn
 from .probes import linear_probe
 from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
 from .spectrum import decompose
@@ -102,7 +102,7 @@ def trans_rate(features: Float[Tensor, "n d"],
                balanced: bool = False,  # mean over classes alike, as the paper's listing; False: by their share
                block: int = 4096,
               ) -> Score:
-    """TransRate: coding rate of centred features less that within classes, in nats (Huang et al. 2022).
+    """TransRate: coding rate of centered features less that within classes, in nats (Huang et al. 2022).
 
     Higher is better; 0 for one class or constant features. Depends on the scale of the features and on eps: compare
     encoders after the same scaling only. `notes` holds both rates.
@@ -177,15 +177,15 @@ def leep(probabilities: Float[Tensor, "n z"],  # of the classes of a source clas
 def adapt(images: Tensor,  # (n, c, h, w), bytes or floats in [0, 1]
           encoder: nn.Module,
          ) -> tuple[Tensor, str]:
-    """Images as the encoder takes them, and what was done: grey repeated to its channels, resized to `img_size`.
+    """Images as the encoder takes them, and what was done: gray repeated to its channels, resized to `img_size`.
 
-    Raises `ValueError` for colour images and an encoder of grey ones.
+    Raises `ValueError` for color images and an encoder of gray ones.
     """
     channels = next((m.in_channels for m in encoder.modules() if isinstance(m, nn.Conv2d)), images.shape[1])
     size, done = getattr(encoder, "img_size", None), []
     if images.shape[1] != channels:
         if images.shape[1] != 1:
-            raise ValueError(f"images have {images.shape[1]} channels and the encoder takes {channels}; only grey "
+            raise ValueError(f"images have {images.shape[1]} channels and the encoder takes {channels}; only gray "
                              "images are adapted (repeated): reduce them yourself, for example by the mean of channels.")
         images, done = images.expand(-1, channels, -1, -1), [f"1 -> {channels} channels"]
     if size and images.shape[-2:] != (size, size):
@@ -226,7 +226,7 @@ def cross_dataset(encoders: dict,  # name -> frozen encoder (any module from ima
     for e, s in pairs:
         parts = []
         for split in (sets[s].train, sets[s].test):
-            parts += [embed(_Adapted(encoders[e]), split.images, batch_size), split.labels]
+            parts += [embed(_Adapted(encoders[e]), split["images"], batch_size), split["labels"]]
         scores[e, s] = score = knn(*parts, k=k, **knobs) if protocol == "knn" else linear_probe(*parts, **knobs)
         rows.append(dict(encoder=e, trained_on=source.get(e, ""), set=s) | score.row() | dict(adapted=adapted[e, s]))
     table = pd.DataFrame(rows)
@@ -241,11 +241,11 @@ def as_matrix(table):  # of `cross_dataset`
 def _try(name: str, set_name: str, encoder, data) -> str:
     "What adapting takes, found on two images; an error that names the pair."
     for split in (data.train, data.test):
-        unknown = int((split.labels < 0).sum())
-        if unknown: raise ValueError(f"{unknown} labels of {set_name} are unknown (-1); keep the labelled rows only.")
+        unknown = int((split["labels"] < 0).sum())
+        if unknown: raise ValueError(f"{unknown} labels of {set_name} are unknown (-1); keep the labeled rows only.")
     try:
-        done = adapt(data.train.images[:2], encoder)[1]
-        z = embed(_Adapted(encoder), data.train.images[:2])
+        done = adapt(data.train["images"][:2], encoder)[1]
+        z = embed(_Adapted(encoder), data.train["images"][:2])
         check_features(z, min_rows=1)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"encoder {name!r} cannot embed {set_name!r}: {error}") from error
