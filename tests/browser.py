@@ -191,7 +191,7 @@ def slide(page, label: str, keys: str = "ArrowRight", times: int = 1, index: int
 
 
 def shoot(page, name: str, whole: bool = False) -> Path:
-    "Keep a screenshot, of the window or of the whole page, as an artefact to be looked at."
+    "Keep a screenshot, of the window or of the whole page, as an artifact to be looked at."
     SHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)
     return SHOTS / f"{name}.png"

@@ -19,7 +19,7 @@ def _rank(rank: int, world: int, folder: str, fn: Callable, args: tuple):
 
 
 def run_two_ranks(fn: Callable, *args) -> list:
-    """[fn(0, 2, *args), fn(1, 2, *args)], each from a process of its own with torch.distributed initialised.
+    """[fn(0, 2, *args), fn(1, 2, *args)], each from a process of its own with torch.distributed initialized.
 
     `fn` must be defined at the top of a module (it is pickled by name) and return tensors, numbers, dicts or
     lists of them. Starting two processes costs about 5 s of torch imports: check many objectives in one call.

@@ -12,7 +12,7 @@ from ssl_nb.explore import AttentionMap
 
 torch.manual_seed(0)
 scenes = data.load("scenes", n_train=16, n_test=16)
-images, masks = scenes.test.images, scenes.test.get("masks")
+images, masks = scenes.test["images"], scenes.test["masks"]
 vit = encoders.create("vit", in_chans=1, img_size=24, embed_dim=32, depth=3, mean=scenes.spec.mean, std=scenes.spec.std)
 with torch.no_grad():
     for block in vit.backbone.blocks: block.attn.qkv.weight.mul_(20)  # so that heads differ

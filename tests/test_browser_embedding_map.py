@@ -1,4 +1,4 @@
-"""EmbeddingMap in a real JupyterLab: hover, lasso, search, recolour, morph."""
+"""EmbeddingMap in a real JupyterLab: hover, lasso, search, recolor, morph."""
 
 import json
 
@@ -12,10 +12,10 @@ import torch
 from ssl_nb import data
 from ssl_nb.explore.embedding_map import EmbeddingMap
 digits = data.load("digits").test
-raw = digits.images.flatten(1).float()
+raw = digits["images"].flatten(1).float()
 g = torch.Generator().manual_seed(0)
 states = {f"noise {s}": raw + 20 * s * torch.randn(raw.shape, generator=g) for s in range(3)}
-w = EmbeddingMap(states, digits.images, digits.labels, {"ink": raw.mean(1)}, classes=range(10)).wait()
+w = EmbeddingMap(states, digits["images"], digits["labels"], {"ink": raw.mean(1)}, classes=range(10)).wait()
 w
 """
 
@@ -32,7 +32,7 @@ def lasso(page, box, inner=0.98):
     page.mouse.up()
 
 
-def test_hover_lasso_search_recolour_and_morph(lab, page):
+def test_hover_lasso_search_recolor_and_morph(lab, page):
     notebook = write_notebook(lab.folder / "map.ipynb", WIDGET)
     kernel = open_and_run(page, lab, notebook)
     canvas = drawn(page)
@@ -63,7 +63,7 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     near = kernel.ask("((w._flat(w.state)[w.point] - w._flat(w.state)[100]).norm() / w.scatter.frame[1]).item()")
     assert near < 0.05
 
-    # a click on a neighbour's picture looks at that one, arrow keys go on
+    # a click on a neighbor's picture looks at that one, arrow keys go on
     first = kernel.ask("w.points.nearest(w.state, w.point, 8)[0].tolist()")
     changes(page, canvas, lambda: click_panel(canvas, 1, 0.1, 0.25))
     assert kernel.ask("w.point") == first[0]
@@ -94,9 +94,9 @@ def test_hover_lasso_search_recolour_and_morph(lab, page):
     assert kernel.wait("w.chosen.tolist() == [17]")
     page.wait_for_function("c => c.getAttribute('aria-label').includes('1 point is selected')", arg=canvas.element_handle())
 
-    # recolour and morph
-    page.get_by_label("colour", exact=True).select_option("ink")
-    assert kernel.wait("w.colours.name == 'ink'")
+    # recolor and morph
+    page.get_by_label("color", exact=True).select_option("ink")
+    assert kernel.wait("w.colors.name == 'ink'")
     before = kernel.ask("w.scatter.points[:3, :2].tolist()")
     slide(page, "state")
     assert kernel.wait("w.state == 'noise 1'")

@@ -17,10 +17,10 @@ def test_sliders_presets_and_training(lab, page):
     kernel = open_and_run(page, lab, write_notebook(lab.folder / "views.ipynb", CELL))
     canvas = drawn(page)
     before = canvas.screenshot()
-    assert "grey 0.22" in changes(page, canvas, lambda: slide(page, "grey (chance)"))
-    assert kernel.ask("w.values()['grey']") == pytest.approx(0.22)
-    assert "grey 0.6" in changes(page, canvas, lambda: slide(page, "grey (chance)", "PageUp", 4)) or kernel.wait(
-        "w.values()['grey'] > 0.5"
+    assert "gray 0.22" in changes(page, canvas, lambda: slide(page, "gray (chance)"))
+    assert kernel.ask("w.values()['gray']") == pytest.approx(0.22)
+    assert "gray 0.6" in changes(page, canvas, lambda: slide(page, "gray (chance)", "PageUp", 4)) or kernel.wait(
+        "w.values()['gray'] > 0.5"
     )
     assert canvas.screenshot() != before
 

@@ -40,16 +40,17 @@ def code(notebook):
     return "\n".join(line for source in cells for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
-SOURCES = {str(p.relative_to(ROOT)): (p.read_text, "") for p in sorted((ROOT / "ssl_nb").rglob("*.py"))}
-for kind, extra in (("reproductions", ""), ("explore", ""), ("benchmarks", "bench_")):  # notebooks that the commands run
+MODALITIES = ("signals_", "graphs_", "text_", "molecules_")  # extras; a module imports their packages only where it needs them
+SOURCES = {str(p.relative_to(ROOT)): (p.read_text, MODALITIES) for p in sorted((ROOT / "ssl_nb").rglob("*.py"))}
+for kind, extras in (("reproductions", ()), ("explore", ()), ("benchmarks", ("bench_",))):  # notebooks that the commands run
     for path in sorted((ROOT / "nbs" / kind).glob("[!.0-9]*.ipynb")):
-        SOURCES[str(path.relative_to(ROOT))] = (lambda path=path: code(path), extra)
+        SOURCES[str(path.relative_to(ROOT))] = (lambda path=path: code(path), extras)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_is_imported_is_required(name):
-    read, extra = SOURCES[name]
-    known = {**required(), **(required(extra) if extra else {})}
+    read, extras = SOURCES[name]
+    known = {name: r for extra in ("", *extras) for name, r in required(extra).items()}
     owners = packages_distributions()
     for package in set(imported(read())) - set(sys.stdlib_module_names) - {"ssl_nb"}:
         named = {canonicalize_name(d) for d in owners.get(package, [package])}

@@ -70,8 +70,8 @@ def test_any_plain_transformer_can_be_looked_into(name):
     assert look.attention.shape[-2:] == (prefix + t,) * 2 and look.attention.dtype is torch.float32
     torch.testing.assert_close(look.attention.sum(-1), torch.ones(look.attention.shape[:-1]))
     assert look.tokens.shape[:2] == (look.layers, t)
-    features = am.as_encoder(model).features(image[None])
-    torch.testing.assert_close(look.tokens[-1], features[0, prefix:].detach(), atol=1e-5, rtol=1e-4)
+    features = am.as_encoder(model).tokens(image[None]).x
+    torch.testing.assert_close(look.tokens[-1], features[0].detach(), atol=1e-5, rtol=1e-4)
     assert look.map(0, 0).shape == grid and look.pixels(look.map()).shape == image.shape[1:]
     assert look.head_maps(0, (1, 0)).shape == (look.heads, *grid)
 
@@ -87,7 +87,7 @@ def test_the_weights_are_those_that_the_layer_used(name):
         layer.register_forward_hook(lambda m, i, o: seen.__setitem__("out", o)),
     ]
     with torch.no_grad():
-        encoder.features(image[None])  # fused
+        encoder(image[None])  # fused
     for hook in hooks:
         hook.remove()
     s, heads = seen["qkv"].shape[1], layer.num_heads
@@ -116,7 +116,7 @@ def test_full_precision_under_autocast_and_for_half_precision_weights():
     assert next(half.parameters()).dtype is torch.bfloat16  # a copy was cast, not the network
 
 
-def test_a_plain_timm_model_normalises_as_it_was_trained():
+def test_a_plain_timm_model_normalizes_as_it_was_trained():
     model = timm.create_model("test_vit", num_classes=0).eval()
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
     image = images(1, 3, 160, 160)[0]
@@ -245,44 +245,44 @@ def test_similarity_against_loops():
     assert float(got[2, 3]) == pytest.approx(1, abs=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------- PCA colours
+# ----------------------------------------------------------------------------------------------------- PCA colors
 
 
-def test_pca_colours_keep_the_order_of_the_components():
+def test_pca_colors_keep_the_order_of_the_components():
     tokens = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 1] + [0.01] * 7)
-    [colours] = am.pca_colours(tokens)
-    assert colours.shape == (64, 3) and colours.dtype is torch.uint8
-    lightness = colours.float().mean(1)
+    [colors] = am.pca_colors(tokens)
+    assert colors.shape == (64, 3) and colors.dtype is torch.uint8
+    lightness = colors.float().mean(1)
     assert torch.corrcoef(torch.stack([lightness, tokens[:, 0]]))[0, 1] > 0.8  # signed: the largest loading is positive
 
 
 @pytest.mark.parametrize("t, d", [(64, 10), (10, 64), (5, 2), (2, 5), (1, 4)])
-def test_pca_colours_are_the_same_each_time_and_for_a_shifted_space(t, d):
+def test_pca_colors_are_the_same_each_time_and_for_a_shifted_space(t, d):
     scale = torch.tensor([9.0, 3, 1, *[0.1] * d])[:d]  # components that no rounding can exchange
     tokens = torch.randn(t, d, generator=torch.Generator().manual_seed(1)) * scale
-    [a], [b] = am.pca_colours(tokens), am.pca_colours(tokens.clone())
+    [a], [b] = am.pca_colors(tokens), am.pca_colors(tokens.clone())
     assert torch.equal(a, b) and a.shape == (t, 3)
-    [shifted] = am.pca_colours(tokens + 5)
+    [shifted] = am.pca_colors(tokens + 5)
     assert (a.int() - shifted.int()).abs().max() <= 2
 
 
 @pytest.mark.parametrize("t, d", [(2, 5), (3, 40), (20, 40), (20, 5)])
 @pytest.mark.parametrize("shift", [0, 5])
-def test_pca_colours_do_not_draw_directions_that_hold_nothing(t, d, shift):
+def test_pca_colors_do_not_draw_directions_that_hold_nothing(t, d, shift):
     generator = torch.Generator().manual_seed(1)
     on_a_line = torch.randn(t, 1, generator=generator) * torch.randn(1, d, generator=generator) + shift
-    [colours] = am.pca_colours(on_a_line)
-    assert (colours == colours[:, :1]).all()  # the first component is grey; the others are rounding
-    assert colours.float().std() > 50
+    [colors] = am.pca_colors(on_a_line)
+    assert (colors == colors[:, :1]).all()  # the first component is gray; the others are rounding
+    assert colors.float().std() > 50
 
 
-def test_a_shared_basis_gives_like_tokens_like_colours():
+def test_a_shared_basis_gives_like_tokens_like_colors():
     tokens = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
-    one, two = am.pca_colours(tokens, tokens.flip(0))
+    one, two = am.pca_colors(tokens, tokens.flip(0))
     assert torch.equal(one, two.flip(0))
     with pytest.raises(ValueError, match=r"widths \[5, 6\]"):
-        am.pca_colours(tokens, tokens[:, :5])
-    assert (am.pca_colours(torch.ones(4, 3))[0] == 128).all()
+        am.pca_colors(tokens, tokens[:, :5])
+    assert (am.pca_colors(torch.ones(4, 3))[0] == 128).all()
 
 
 # ----------------------------------------------------------------------------------------------------- over a data set

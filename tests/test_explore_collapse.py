@@ -145,14 +145,14 @@ def test_records_stay_few(digits, monkeypatch):
 
 
 def test_views_of_strength_zero_are_the_image(digits):
-    images = digits.train.images[:4]
+    images = digits.train["images"][:4]
     for view in lab_views(8, 0)(images, torch.Generator()):
         assert torch.allclose(view, images / 255, atol=1e-6)
 
 
 def test_run_refuses(digits):
     with pytest.raises(TypeError, match="split is a Tensor; pass an ssl_nb Split"):
-        LiveRun(digits.train.images)
+        LiveRun(digits.train["images"])
     with pytest.raises(ValueError, match="15 images to train on, fewer than a batch of 128"):
         LiveRun(digits.train[:20])
     with pytest.raises(ValueError, match="the split has 3 images"):
@@ -193,7 +193,7 @@ def test_every_preset_starts_and_draws(lab, name):
     assert not lab.error and not lab.message and presets[name].watch.split(".")[0][:10] in lab.words.value
     titles = [panel.title for panel in lab.panels()]
     assert titles[:5] == [
-        "Loss", "Feature std", "Spectrum, centred", "RankMe; effective rank: dots", "Alignment against uniformity"]
+        "Loss", "Feature std", "Spectrum, centered", "RankMe; effective rank: dots", "Alignment against uniformity"]
     assert ("Eigenspaces of the predictor" in titles) == (name == "eigenspaces")
 
 
@@ -323,7 +323,7 @@ def test_own_split(digits):
 
 def test_own_method(digits):
     own = ToyMethod()
-    split = data.Split(torch.randint(0, 256, (80, 1, 4, 4), dtype=torch.uint8), torch.arange(80) % 4)
+    split = data.image_split(torch.randint(0, 256, (80, 1, 4, 4), dtype=torch.uint8), torch.arange(80) % 4)
     lab = CollapseLab(split, own, settings=Settings(batch_size=16))
     start = own.encoder.net[1].weight.detach().clone()
     assert len(lab.runs) == 1 and lab.two.disabled and "your own" in lab.knobs["method"].tooltip

@@ -10,12 +10,12 @@ import torch
 from sklearn import manifold
 
 from ssl_nb.explore import projection
-from ssl_nb.explore.embedding_map import EmbeddingMap, Points, colouring, measure
+from ssl_nb.explore.embedding_map import EmbeddingMap, Points, coloring, measure
 from ssl_nb.explore.projection import (
     MapRecipe,
     aligned,
     continuity,
-    neighbour_graph,
+    neighbor_graph,
     pca,
     project,
     recipe,
@@ -45,23 +45,23 @@ def gaussian(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# -- neighbours and scores --------------------------------------------------------------------------------------------
+# -- neighbors and scores --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_neighbours_are_those_of_scikit_learn(metric):
+def test_neighbors_are_those_of_scikit_learn(metric):
     from sklearn.neighbors import NearestNeighbors
 
     x = gaussian(300, 16) + 3
-    index, distance = neighbour_graph(x, 7, metric)
+    index, distance = neighbor_graph(x, 7, metric)
     truth, which = NearestNeighbors(n_neighbors=7, metric=metric).fit(x.numpy()).kneighbors()
     assert (index.numpy() == which).mean() > 0.999
     np.testing.assert_allclose(distance, truth, rtol=1e-4, atol=1e-6)
 
 
-def test_neighbours_close_together_and_far_from_the_origin_keep_their_order():
+def test_neighbors_close_together_and_far_from_the_origin_keep_their_order():
     x = 1000 + 1e-3 * gaussian(50, 4, dtype=torch.float64)
-    index, distance = neighbour_graph(x, 3, "euclidean")
+    index, distance = neighbor_graph(x, 3, "euclidean")
     truth = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf).topk(3, largest=False)
     assert torch.equal(index, truth.indices)
     torch.testing.assert_close(distance, truth.values)
@@ -130,8 +130,8 @@ def test_a_record_goes_through_json_and_makes_the_map_again(method):
     [flat] = r.make(x, cache=False)
     assert flat.shape == (120, 2) and flat.dtype == torch.float32 and flat.isfinite().all()
     assert torch.equal(flat, *again.make(x, cache=False))
-    centres = torch.stack([flat[labels == c].mean(0) for c in range(3)])
-    assert (torch.cdist(flat, centres).argmin(1) == labels).float().mean() > 0.95
+    centers = torch.stack([flat[labels == c].mean(0) for c in range(3)])
+    assert (torch.cdist(flat, centers).argmin(1) == labels).float().mean() > 0.95
 
 
 def test_a_record_refuses_other_features_order_and_versions():
@@ -145,11 +145,11 @@ def test_a_record_refuses_other_features_order_and_versions():
         older.make(x)
 
 
-def test_neighbours_are_searched_once_for_all_min_dist(monkeypatch):
+def test_neighbors_are_searched_once_for_all_min_dist(monkeypatch):
     x, _ = blobs(seed=9)
     searched = []
-    whole = projection.neighbour_graph
-    monkeypatch.setattr(projection, "neighbour_graph", lambda *a: searched.append(1) or whole(*a))
+    whole = projection.neighbor_graph
+    monkeypatch.setattr(projection, "neighbor_graph", lambda *a: searched.append(1) or whole(*a))
     for min_dist in (0.0, 0.4):
         project(x, min_dist=min_dist)
     project(x, n_neighbors=30)
@@ -253,16 +253,16 @@ def test_the_pure_part_needs_no_widgets_and_no_umap():
 # -- columns ----------------------------------------------------------------------------------------------------------
 
 
-def test_colours_of_columns():
-    c = colouring("digit", np.array([3, 3, 8, -1]), classes=list("0123456789"))
-    assert c.categories == ["unknown", "3", "8"] and c.colours[0] == "#b0b0b0" and len(set(c.colours)) == 3
-    c = colouring("loss", np.array([0.1, np.nan, 2.5, np.inf]))
-    assert c.index.tolist() == [1, 0, 255, 0] and len(c.colours) == 256 and "no value" in c.html()
-    assert colouring("flag", np.array([True, False])).categories == ["False", "True"]
-    assert colouring("text", np.array(["b", None, "a"], dtype=object)).categories == ["no value", "a", "b"]
-    assert colouring("<i>", np.array(["<b>"])).html().count("&lt;") == 2
-    assert colouring("id", np.arange(50)).categories is None and colouring("same", np.ones(4)).index.tolist() == [1] * 4
-    assert "colours repeat" in colouring("many", np.arange(50), classes=range(50)).html()
+def test_colors_of_columns():
+    c = coloring("digit", np.array([3, 3, 8, -1]), classes=list("0123456789"))
+    assert c.categories == ["unknown", "3", "8"] and c.colors[0] == "#b0b0b0" and len(set(c.colors)) == 3
+    c = coloring("loss", np.array([0.1, np.nan, 2.5, np.inf]))
+    assert c.index.tolist() == [1, 0, 255, 0] and len(c.colors) == 256 and "no value" in c.html()
+    assert coloring("flag", np.array([True, False])).categories == ["False", "True"]
+    assert coloring("text", np.array(["b", None, "a"], dtype=object)).categories == ["no value", "a", "b"]
+    assert coloring("<i>", np.array(["<b>"])).html().count("&lt;") == 2
+    assert coloring("id", np.arange(50)).categories is None and coloring("same", np.ones(4)).index.tolist() == [1] * 4
+    assert "colors repeat" in coloring("many", np.arange(50), classes=range(50)).html()
 
 
 def test_search():
@@ -373,10 +373,10 @@ def test_hover_click_lasso_search_and_export(tmp_path):
     assert w.error is None and w.chosen.tolist() == [0]
 
 
-def test_neighbours_beside_the_map_are_by_its_metric():
+def test_neighbors_beside_the_map_are_by_its_metric():
     x = gaussian(50, 4) + 5
     w = EmbeddingMap(x, metric="euclidean", method="pca")
-    index, distance = neighbour_graph(x, 8, "euclidean")
+    index, distance = neighbor_graph(x, 8, "euclidean")
     found, values = w._nearest()
     assert found.tolist() == index[0].tolist()
     torch.testing.assert_close(values, distance[0], rtol=1e-4, atol=1e-5)
@@ -388,16 +388,16 @@ def test_features_of_zeros_are_shown():
     assert w.error is None and w.figure()._repr_png_()
 
 
-def test_colours_reach_the_map():
+def test_colors_reach_the_map():
     x, labels = blobs()
     w = EmbeddingMap(x, labels=labels, columns={"loss": np.linspace(0, 1, 120)}, method="pca").wait()
     assert (w.scatter.widget.points[:, 2] == labels.numpy()).all() and len(w.scatter.widget.color) == 3
     before = w.scatter.widget.points[:, :2].copy()
-    w.colour.value = "loss"
+    w.color.value = "loss"
     assert w.scatter.widget.points[[0, -1], 2].tolist() == [1, 255] and len(w.scatter.widget.color) == 256
     assert (w.scatter.widget.points[:, :2] == before).all() and np.abs(before).max() <= 1
-    w.colour.value = "trust of each point"
-    assert w.colours.high == pytest.approx(w.scores()[0].samples.max())
+    w.color.value = "trust of each point"
+    assert w.colors.high == pytest.approx(w.scores()[0].samples.max())
 
 
 def test_the_browser_keeps_the_newest_points_while_it_draws():
@@ -435,11 +435,11 @@ def test_linked_maps_morph_and_share_their_selection():
         (dict(columns={"loss": np.zeros((30, 2))}), "one value for each point"),
         (dict(names=["a"]), "names have 1"),
         (dict(method="umpa"), "did you mean 'umap'"),
-        (dict(colour="ink"), "none of the columns"),
+        (dict(color="ink"), "none of the columns"),
         (dict(views=gaussian(30, 5)), "second view"),
         (dict(features={"a": gaussian(30, 4), "b": gaussian(29, 4)}), "same|have 29"),
         (dict(min_dist=3.0), "between 0 and 1"),
-        (dict(colours="label"), "colours"),
+        (dict(colors="label"), "colors"),
     ],
 )
 def test_bad_input_becomes_a_message_in_the_widgets_place(arguments, message):
@@ -449,13 +449,13 @@ def test_bad_input_becomes_a_message_in_the_widgets_place(arguments, message):
     assert re.search(message, w.error) and len(w.children) == 1 and "Traceback" not in w.children[0].value
 
 
-def test_labels_of_texts_fewer_points_than_neighbours_and_a_table():
+def test_labels_of_texts_fewer_points_than_neighbors_and_a_table():
     import pandas as pd
 
     x, _ = blobs(9)
     w = EmbeddingMap(x, labels=["cat", "dog", "owl"] * 3, columns=pd.DataFrame({"ink": range(9)}), n_neighbors=40).wait()
     assert w.error is None and "only" not in w.message and "8 are used" in w.message and w.shown.neighbors == 8
-    assert w.points.colouring("label").categories == ["cat", "dog", "owl"]
+    assert w.points.coloring("label").categories == ["cat", "dog", "owl"]
 
 
 def test_three_points_fall_back_to_a_message_and_pca():

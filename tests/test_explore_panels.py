@@ -29,7 +29,7 @@ from ssl_nb.figures import PALETTE
 STEPS = torch.arange(1, 51)
 PANELS = {
     "lines": Panel("lines", [Line(STEPS, 1 / STEPS, "a"), Line(STEPS, STEPS**0.5, "b", 1, dash=True)], "step", "loss", log="y"),
-    "both logs": Panel("both logs", [Line(STEPS, STEPS**2.0, colour="#123456")], "n", "time (s)", log="xy"),
+    "both logs": Panel("both logs", [Line(STEPS, STEPS**2.0, color="#123456")], "n", "time (s)", log="xy"),
     "dots": Panel("dots", [Dots(torch.randn(40), torch.randn(40), torch.arange(40), 5.0)], equal=True),
     "bars": Panel("bars", [Bars([0, 1, 2], [3, 1, 2], 2, "counts")], "class", "points", xticks=["x", "y", "z"]),
     "picture": Panel("picture", [Picture(torch.randint(0, 256, (6, 9, 3)), grid=(2, 3), cell=(1, 1)), Label(3, 3, "here")]),
@@ -52,23 +52,23 @@ def test_canvas_and_still_agree_on_marks():
     told = {name: _frame(panel)["marks"] for name, panel in PANELS.items()}
     drawn = {name: still([panel]).axes[0] for name, panel in PANELS.items()}
     for mark, line in zip(told["lines"], drawn["lines"].lines, strict=True):
-        assert mark["colour"] == line.get_color() and mark["dash"] == (line.get_linestyle() == "--")
+        assert mark["color"] == line.get_color() and mark["dash"] == (line.get_linestyle() == "--")
         assert np.allclose(np.frombuffer(mark["y"], np.float32), line.get_ydata())
     [dots] = told["dots"]
-    colours = [to_hex(c).upper() for c in drawn["dots"].collections[0].get_facecolors()]
-    assert [dots["colour"][i].upper() for i in np.frombuffer(dots["index"], np.uint16)] == colours
+    colors = [to_hex(c).upper() for c in drawn["dots"].collections[0].get_facecolors()]
+    assert [dots["color"][i].upper() for i in np.frombuffer(dots["index"], np.uint16)] == colors
     assert np.frombuffer(told["bars"][0]["height"], np.float32).tolist() == [bar.get_height() for bar in drawn["bars"].patches]
     pixels = np.frombuffer(told["picture"][0]["pixels"], np.uint8).reshape(6, 9, 4)
     assert (pixels == drawn["picture"].images[0].get_array()).all()
 
 
-def test_dots_take_any_kind_of_colour():
+def test_dots_take_any_kind_of_color():
     rgb = np.array([[255, 0, 0], [0, 0, 255], [255, 0, 0]], np.uint8)
     [mark] = _frame(Panel("", [Dots([0, 1, 2], [0, 1, 2], rgb, np.array([1, 2, 3]))]))["marks"]
-    assert [mark["colour"][i] for i in np.frombuffer(mark["index"], np.uint16)] == ["#ff0000", "#0000ff", "#ff0000"]
+    assert [mark["color"][i] for i in np.frombuffer(mark["index"], np.uint16)] == ["#ff0000", "#0000ff", "#ff0000"]
     assert np.frombuffer(mark["sizes"], np.float32).tolist() == [1, 2, 3]
     [mark] = _frame(Panel("", [Dots([0], [0], 9)]))["marks"]
-    assert mark["colour"] == [PALETTE[1]] and mark["index"] is None
+    assert mark["color"] == [PALETTE[1]] and mark["index"] is None
 
 
 def test_a_slow_browser_gets_the_newest_frame_and_not_the_queue():

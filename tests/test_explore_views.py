@@ -48,13 +48,13 @@ def test_the_same_parameters_draw_the_same_batch_and_another_draw_does_not(sets)
 
 def test_a_view_without_changes_is_the_image(sets):
     gallery = ViewsGallery(sets)
-    for name, value in {"scale": (1.0, 1.0), "flip": 0.0, "strength": 0.0, "grey": 0.0, "blur": 0.0}.items():
+    for name, value in {"scale": (1.0, 1.0), "flip": 0.0, "strength": 0.0, "gray": 0.0, "blur": 0.0}.items():
         gallery.knobs[name][0].value = value
     assert torch.equal(picture(gallery, 1), picture(gallery, 0))
 
 
 def test_own_maker_and_own_images():
-    own = ViewsGallery(torch.rand(4, 3, 16, 16), maker=lambda batch, generator: [1 - batch / 255])
+    own = ViewsGallery(torch.rand(4, 3, 16, 16), maker=lambda batch, generator: [1 - batch.x / 255])
     shown = own.panels()
     assert [panel.title for panel in shown] == ["images (16 pixels)", "view 0 (16 pixels)"]
     inside = torch.tensor(shown[0].marks[0].rgb).int() + torch.tensor(shown[1].marks[0].rgb).int()
@@ -97,12 +97,12 @@ def test_training_is_repeatable_and_changes_what_is_read(sets):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    (lambda sets: ViewsGallery(torch.randn(8, 3, 24, 24)), "undo the normalisation"),
+    (lambda sets: ViewsGallery(torch.randn(8, 3, 24, 24)), "undo the normalization"),
     (lambda sets: ViewsGallery(torch.full((2, 3, 8, 8), float("nan"))), r"\[nan"),
     (lambda sets: ViewsGallery(torch.zeros(8, 24, 24)), "shape"),
     (lambda sets: ViewsGallery(sets, preset="simclrs"), "simclr"),
     (lambda sets: ViewsGallery(sets.test, preset="scene"), "scenes"),
-    (lambda sets: ViewsGallery(sets, colour=1), "colour"),
+    (lambda sets: ViewsGallery(sets, color=1), "color"),
 ])
 def test_bad_input_is_a_message_in_the_place_of_the_widget(sets, wrong, says):
     gallery = wrong(sets)

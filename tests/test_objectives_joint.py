@@ -456,7 +456,7 @@ def test_gradients_are_finite_at_degenerate_batches(batch):
 # --- the queue -------------------------------------------------------------------------------------
 
 
-def test_the_queue_is_normalised_wraps_and_keeps_the_latest():
+def test_the_queue_is_normalized_wraps_and_keeps_the_latest():
     moco, seen = MoCoQueue(10, 4), []
     start = moco.queue.clone()
     assert torch.allclose(start.norm(dim=1), torch.ones(10))

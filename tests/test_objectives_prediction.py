@@ -317,7 +317,7 @@ def test_prototypes_are_unit_vectors_and_freeze_until_told():
     assert resumed.progress == 0.2
 
 
-def test_queue_is_normalised_ordered_and_silent_until_full():
+def test_queue_is_normalized_ordered_and_silent_until_full():
     queue, prototypes = FeatureQueue(5, 3), Prototypes(3, 4)
     batches = [[10 * normal(2, 3, seed=10 * b + v) for v in range(2)] for b in range(4)]
     for b, batch in enumerate(batches):
@@ -386,7 +386,7 @@ def test_dino_one_view_is_an_error_and_extremes_are_finite():
     assert DINOLoss(6)([z[:1], z[1:2]], [z[2:3]]).isfinite()  # rows are not compared: one is enough
 
 
-def test_dino_refused_batch_leaves_the_centre_alone():
+def test_dino_refused_batch_leaves_the_center_alone():
     loss, z = DINOLoss(6), normal(4, 6)
     with pytest.raises(ValueError):
         loss([z, z], [z * math.inf])
@@ -755,7 +755,7 @@ def two_rank_losses(module, views, dino, direct):
     yield "simsiam", simsiam(p[0], p[1], z[0], z[1])
     yield "swav", swav(scores, iterations=8)
     yield "swav with queue", swav(scores, queue_scores=queue)
-    for _ in range(2):  # the second loss uses the centre that the first one moved
+    for _ in range(2):  # the second loss uses the center that the first one moved
         value = dino(p, z[:2])
     yield "dino", value
     direct(z[0]), direct(z[1])
@@ -777,7 +777,7 @@ def gradients_of(rank=0, world=1):
             dist.all_reduce(loss)
             loss /= world
         results[name] = [loss.detach()] + [p.grad for p in module.parameters() if p.grad is not None]
-    results["centre"], results["predictor"] = [dino.center], [direct.weight, direct.correlation]
+    results["center"], results["predictor"] = [dino.center], [direct.weight, direct.correlation]
     with torch.no_grad():
         results["codes"] = [sinkhorn(module["c"](module["f"](views[0]))[rows], iterations=8)]
     return results

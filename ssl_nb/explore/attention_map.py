@@ -2,14 +2,11 @@
 
 # %% auto #0
 __all__ = ['as_encoder', 'inspect', 'Look', 'rollout', 'mass_mask', 'jaccard', 'mask_overlap', 'attention_distance',
-           'attention_entropy', 'pca_colours', 'overlay', 'Recipe', 'scenes_vit', 'AttentionMap']
+           'attention_entropy', 'pca_colors', 'overlay', 'Recipe', 'scenes_vit', 'AttentionMap']
 
 # %% ../../nbs/explore/04_attention_map.ipynb #31c5d3da
-import hashlib
 import json
 import math
-import os
-import tempfile
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,17 +18,17 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from .. import data, encoders
-from ..encoders import Encoder, attention_weights, evaluating
+from .. import data, disk, encoders
+from ..encoders import TimmEncoder, attention_weights, evaluating
 from .panels import Bars, Dots, Explorer, Line, Panel, Picture, choice, slider, switch
 
 # %% ../../nbs/explore/04_attention_map.ipynb #63991930
 def as_encoder(
-    model: nn.Module,  # an ssl_nb Encoder, something that has one as `.evaluated` or `.encoder`, or a timm vision transformer
-) -> Encoder:
-    "The model as an Encoder; of a method, the one that it evaluates (for DINO the teacher's). A timm model normalizes by its `pretrained_cfg`."
+    model: nn.Module,  # an ssl_nb TimmEncoder, something that has one as `.evaluated` or `.encoder`, or a timm vision transformer
+) -> TimmEncoder:
+    "The model as a TimmEncoder; of a method, the one that it evaluates (for DINO the teacher's). A timm model normalizes by its `pretrained_cfg`."
     for inner in (model, getattr(model, "evaluated", None), getattr(model, "encoder", None)):
-        if isinstance(inner, Encoder): return inner
+        if isinstance(inner, TimmEncoder): return inner
     if not hasattr(model, "forward_features") or not hasattr(model, "num_features"):
         raise TypeError(f"{type(model).__name__} is no encoder to look into; give a timm vision transformer, "
                         'or encoders.create("vit")')
@@ -40,17 +37,17 @@ def as_encoder(
     moments = [facts.get(name) for name in ("mean", "std")]
     known = all(m and len(m) == channels for m in moments)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or (224,)
-    return Encoder(model, *(moments if known else ((0.5,), (0.5,))), img_size=size[0])
+    return TimmEncoder(model, *(moments if known else ((0.5,), (0.5,))), img_size=size[0])
 
 
-def _float32(encoder: Encoder) -> Encoder:
+def _float32(encoder: TimmEncoder) -> TimmEncoder:
     "The encoder, or a copy of it in float32 if any weight is not."
     import copy
     kinds = {p.dtype for p in encoder.parameters()} | {b.dtype for b in encoder.buffers() if b.is_floating_point()}
     return encoder if kinds <= {torch.float32} else copy.deepcopy(encoder).float()
 
 # %% ../../nbs/explore/04_attention_map.ipynb #a25f59a6
-def _check_images(images, encoder: Encoder) -> Tensor:
+def _check_images(images, encoder: TimmEncoder) -> Tensor:
     "Images (n, c, h, w) that the encoder takes, as a tensor on the CPU. Raises ValueError otherwise."
     images = torch.as_tensor(images).detach().cpu()
     if images.ndim != 4 or not len(images):
@@ -62,7 +59,7 @@ def _check_images(images, encoder: Encoder) -> Tensor:
     low, high = float(images.min()), float(images.max())
     if low < -1e-3 or high > (1 + 1e-3 if images.is_floating_point() else 255):
         raise ValueError(f"images have values from {low:.3g} to {high:.3g}; an encoder takes bytes, or floats in [0, 1]: undo "
-                         "the normalisation, the encoder does it itself")
+                         "the normalization, the encoder does it itself")
     _check_fit(tuple(images.shape[1:]), encoder.backbone)
     return images
 
@@ -101,7 +98,7 @@ def _layout(backbone: nn.Module, tokens: int, height: int, width: int) -> tuple[
 # %% ../../nbs/explore/04_attention_map.ipynb #25796d20
 @torch.no_grad()
 def inspect(
-    encoder: nn.Module,  # an ssl_nb Encoder or a timm vision transformer, with or without class token and registers
+    encoder: nn.Module,  # an ssl_nb TimmEncoder or a timm vision transformer, with or without class token and registers
     image: Tensor,  # (c, h, w), bytes or floats in [0, 1]
 ) -> "Look":
     """Attention and patch tokens of every layer, from one forward in float32.
@@ -127,7 +124,7 @@ def inspect(
                 getattr(backbone, "cls_token", None) is not None)
 
 
-def _forward(encoder: Encoder, images: Tensor):
+def _forward(encoder: TimmEncoder, images: Tensor):
     "Attention of every layer, what every block gives out, and the features; in evaluation mode and full precision."
     first = next(encoder.parameters())
     outputs, blocks = [], encoder.backbone.blocks
@@ -136,7 +133,7 @@ def _forward(encoder: Encoder, images: Tensor):
     try:
         torch.set_float32_matmul_precision("highest")
         with evaluating(encoder), attention_weights(encoder.backbone) as weights, torch.autocast(first.device.type, enabled=False):
-            features = encoder.features(images.to(first.device))
+            features = encoder.backbone.forward_features(encoder.normalize(images.to(first.device)))
     finally:
         torch.set_float32_matmul_precision(precision)
         for hook in hooks: hook.remove()
@@ -306,25 +303,25 @@ def attention_entropy(
     return torch.special.entr(attention).sum(-1).mean(-1)
 
 # %% ../../nbs/explore/04_attention_map.ipynb #5d66bd09
-def pca_colours(
+def pca_colors(
     *tokens: Float[Tensor, "t d"],  # of one image each; from one encoder, or from encoders of one width
 ) -> list[UInt8[Tensor, "t 3"]]:
-    """Three principal components of patch tokens as colours, in one basis and one scale for all images given.
+    """Three principal components of patch tokens as colors, in one basis and one scale for all images given.
 
     Raises ValueError for tokens of different widths: they have no basis in common."""
     widths = {t.shape[-1] for t in tokens}
     if len(widths) != 1:
-        raise ValueError(f"tokens have widths {sorted(widths)}; a shared basis needs one width, or colour each by itself")
+        raise ValueError(f"tokens have widths {sorted(widths)}; a shared basis needs one width, or color each by itself")
     together = torch.cat(tokens).double()
-    centred = together - together.mean(0)
-    wide = centred.shape[1] > len(centred)  # decompose the smaller of the two Gram matrices
-    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
-    deviation, axes = (values[-3:].flip(0).clamp_min(0) / len(centred)).sqrt(), vectors[:, -3:].flip(1)
+    centered = together - together.mean(0)
+    wide = centered.shape[1] > len(centered)  # decompose the smaller of the two Gram matrices
+    values, vectors = torch.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
+    deviation, axes = (values[-3:].flip(0).clamp_min(0) / len(centered)).sqrt(), vectors[:, -3:].flip(1)
     alive = deviation > 1e-5 * together.norm(dim=1).mean()  # below, a direction is rounding, and differs from CPU to CPU
-    if wide: axes = nn.functional.normalize(centred.T @ axes, dim=0)
+    if wide: axes = nn.functional.normalize(centered.T @ axes, dim=0)
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     short = (0, 3 - axes.shape[1])  # fewer than three tokens or dimensions
-    scores, alive = nn.functional.pad((centred @ axes).float(), short), nn.functional.pad(alive, short)
+    scores, alive = nn.functional.pad((centered @ axes).float(), short), nn.functional.pad(alive, short)
     low, high = (scores.quantile(q, 0) for q in (0.01, 0.99))
     unit = torch.where(alive, (scores - low) / (high - low).clamp_min(1e-12), 0.5).clamp(0, 1) - 0.5
     mix = torch.tensor([[0.75, 0.75, 0.75], [0.35, 0.3, -0.65], [0.4, -0.2, 0.0]])
@@ -368,9 +365,9 @@ def overlay(
     factor = max(1, round(side / max(look.image.shape[1:])))
     low, high = limits or (0.0, float(values.max()))
     index = ((values - low) / max(high - low, 1e-12) * 255).clamp(0, 255).byte()
-    colour = _viridis()[_enlarged(look.pixels(index), 1)]
-    grey = _rgb(look.image).mean(2, keepdims=True)
-    picture = (alpha * colour + (1 - alpha) * grey).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    color = _viridis()[_enlarged(look.pixels(index), 1)]
+    gray = _rgb(look.image).mean(2, keepdims=True)
+    picture = (alpha * color + (1 - alpha) * gray).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
     for shape, ink in ((truth, (230, 159, 0)), (mask, (255, 255, 255))):
         if shape is not None: picture[_edge(_enlarged(shape, factor), max(1, round(side / 128)))] = ink
     return picture
@@ -391,13 +388,13 @@ class Recipe:
     lr: float = 3e-3
     weight_decay: float = 0.05
     seed: int = 0
-    scenes: tuple = ()  # pairs (knob, value) of ssl_nb.scenes.Knobs
+    scenes: tuple = ()  # pairs (knob, value) of ssl_nb.data.scenes.Knobs
     knobs: tuple = ()  # pairs (knob, value) of the method
     version: int = 1  # of the training below: raised when the same settings would give other weights
 
     @property
     def file(self) -> str:
-        key = hashlib.sha256(self.settings.encode()).hexdigest()[:12]
+        key = disk.digest(self.settings)[:12]
         return f"scenes_vit-{self.method}-{self.epochs}-{key}.safetensors"
 
     @property
@@ -405,17 +402,17 @@ class Recipe:
 
 
 def scenes_vit(
-    folder: Path | str | None = None,  # where encoders are kept; None: "encoders" in ssl_nb.data.cache_folder()
+    folder: Path | str | None = None,  # where encoders are kept; None: "encoders" in ssl_nb.disk.cache_folder()
     report=None,  # gets a line an epoch of a training; None: a progress bar
     scenes: dict | None = None,  # knobs of the scenes
     knobs: dict | None = None,  # knobs of the method
     **settings,  # of Recipe: method, epochs, size, depth, ...
-) -> Encoder:
+) -> TimmEncoder:
     """A small vision transformer trained on `scenes` by the library, from the cache if it is there.
 
     A file that is damaged or of other settings is made anew; one that cannot be written costs a warning."""
     recipe = Recipe(scenes=_pairs(scenes), knobs=_pairs(knobs), **settings)
-    path = (Path(folder) if folder else data.cache_folder() / "encoders") / recipe.file
+    path = (Path(folder) if folder else disk.cache_folder() / "encoders") / recipe.file
     encoder, train = _fresh(recipe)
     if not recipe.epochs: return encoder
     if path.is_file():
@@ -444,9 +441,9 @@ def _fresh(recipe: Recipe):
     return encoder.eval(), data.holdout(sets.train, by=sets.spec.group)[0]
 
 
-def _train(encoder: Encoder, train, recipe: Recipe, report) -> Encoder:
+def _train(encoder: TimmEncoder, train, recipe: Recipe, report) -> TimmEncoder:
     from ssl_nb import methods, training
-    from ssl_nb.scenes import SceneViews
+    from ssl_nb.views import SceneViews
     views = SceneViews(size=recipe.size, channels=recipe.channels, **dict(recipe.scenes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # of the projector
@@ -456,35 +453,19 @@ def _train(encoder: Encoder, train, recipe: Recipe, report) -> Encoder:
     return method.evaluated.eval()
 
 # %% ../../nbs/explore/04_attention_map.ipynb #b254cbad
-def _digest(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state): digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _save(encoder: TimmEncoder, path: Path, recipe: Recipe):
+    from safetensors.torch import save_file
+    state = {name: value.contiguous() for name, value in sorted(encoder.state_dict().items())}
+    with disk.whole(path, durable=True) as aside: save_file(state, aside, {"settings": recipe.settings, "sha256": disk.digest(state)})
 
 
-def _save(encoder: Encoder, path: Path, recipe: Recipe):
-    from safetensors.torch import save
-    state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(state, {"settings": recipe.settings, "sha256": _digest(state)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
-def _load(encoder: Encoder, path: Path, recipe: Recipe) -> Encoder:
+def _load(encoder: TimmEncoder, path: Path, recipe: Recipe) -> TimmEncoder:
     from safetensors import safe_open
     with safe_open(path, "pt") as file:
         facts = file.metadata() or {}
-        state = {name: file.get_tensor(name) for name in file.keys()}
+        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
     if facts.get("settings") != recipe.settings: raise ValueError("it was made with other settings")
-    if facts.get("sha256") != _digest(state): raise ValueError("its weights are not those that were written")
+    if facts.get("sha256") != disk.digest(state): raise ValueError("its weights are not those that were written")
     encoder.load_state_dict(state)
     return encoder.eval()
 
@@ -498,7 +479,7 @@ class AttentionMap(Explorer):
 
     def build(
         self,
-        encoder: nn.Module,  # an ssl_nb Encoder or a timm vision transformer
+        encoder: nn.Module,  # an ssl_nb TimmEncoder or a timm vision transformer
         images: Tensor,  # (n, c, h, w) or (c, h, w), bytes or floats in [0, 1]
         masks: Tensor | None = None,  # (n, h, w): true where the object is
         second: nn.Module | None = None,  # another encoder, or the same at another epoch (a copy)
@@ -520,7 +501,7 @@ class AttentionMap(Explorer):
         self.labels = _texts("labels", labels, [""] * len(self.images), len(self.images))
         _within("image", image, len(self.images))
         if not 0 < mass <= 1: raise ValueError(f"mass is {mass}; it is a share of the attention, 0 < mass <= 1")
-        self._looks, self._colours = OrderedDict(), {}
+        self._looks, self._colors = OrderedDict(), {}
         looks = self.looks_at(image % len(self.images))
         layer = _within("layer", layer, looks[0].layers)
         looks[0].map(layer, head, query)  # refuses a head or a patch that is not there
@@ -538,7 +519,7 @@ class AttentionMap(Explorer):
         self.alpha = slider("overlay", alpha, 0.0, 1.0, tooltip="0: the image alone, 1: the attention alone")
         self.mass = slider("mass kept", 100.0 * mass, 1.0, 100.0, 1.0, unit="%", tooltip="the mask is the smallest set of patches that holds this share")
         self.outlined = switch("outline the mask", True, "white: the mask; orange: the true object")
-        self.shared = switch("colours shared by images", False, "one PCA basis for the first eight images, or one for each image")
+        self.shared = switch("colors shared by images", False, "one PCA basis for the first eight images, or one for each image")
         self.controls = [[self.image, self.layer, self.head, self.whole], [self.alpha, self.mass, self.outlined, self.shared]]
         self.on(*self.controls[0], *self.controls[1])
 
@@ -556,7 +537,7 @@ class AttentionMap(Explorer):
     def refresh(self):
         "Look again: call it when an encoder has been trained on."
         self._looks.clear()
-        self._colours.clear()
+        self._colors.clear()
         self.redraw()
 
     def place(self, look: Look) -> tuple[int, int]:
@@ -585,16 +566,16 @@ class AttentionMap(Explorer):
 
     def panels(self) -> list[Panel]:
         states = [self.state(i) for i in range(len(self.encoders))]
-        groups = [[self._image_panel(states[0])], *zip(*([self._seen(i, s), self._heads(i, s), self._similar(i, s), self._coloured(i, s)]
+        groups = [[self._image_panel(states[0])], *zip(*([self._seen(i, s), self._heads(i, s), self._similar(i, s), self._colored(i, s)]
                                                          for i, s in enumerate(states)))]
         numbers = [self._per_head("Attention distance", "distance (pixels)", [s["look"].distance for s in states], states,
                                   [s["look"].even[0] for s in states]),
                    self._per_head("Entropy of attention", "entropy (nats)", [s["look"].entropy for s in states], states,
                                   [s["look"].even[1] for s in states])]
         if self.masks is not None: numbers.insert(0, self._overlaps(states))
-        image, seen, heads, similar, colours = groups
-        return [*image, *seen, *heads, *similar, *colours, *numbers] if len(states) == 1 else \
-            [*image, *seen, *numbers[:1], *heads, *numbers[1:], *similar, *colours]
+        image, seen, heads, similar, colors = groups
+        return [*image, *seen, *heads, *similar, *colors, *numbers] if len(states) == 1 else \
+            [*image, *seen, *numbers[:1], *heads, *numbers[1:], *similar, *colors]
 
     def _title(self, which: int, text: str) -> str:
         return text if len(self.encoders) == 1 else f"{self.names[which]}: {text[0].lower()}{text[1:]}"
@@ -631,32 +612,32 @@ class AttentionMap(Explorer):
                      [Picture(overlay(look, values, self.alpha.value, limits=(low, 1.0)), look.grid, place)],
                      note=f"cosine, layer {state['layer']}: dark {low:.2f}, yellow 1")
 
-    def _coloured(self, which, state) -> Panel:
+    def _colored(self, which, state) -> Panel:
         look = state["look"]
         scope = "shared basis" if self.shared.value else "of this image"
-        return Panel(self._title(which, "Patch tokens as colours"),
+        return Panel(self._title(which, "Patch tokens as colors"),
                      [Picture(self._pca(which, look, state["layer"]), look.grid, self.place(look))], note=f"three PCs of layer {state['layer']}, {scope}")
 
     def _pca(self, which, look, layer) -> np.ndarray:
         key = (which, layer, self.shared.value, self.image.value)
-        if key not in self._colours:
-            if len(self._colours) > 256: self._colours.clear()
+        if key not in self._colors:
+            if len(self._colors) > 256: self._colors.clear()
             others = [self.looks_at(i)[which] for i in range(min(8, len(self.images))) if i != self.image.value] if self.shared.value else []
-            self._colours[key] = pca_colours(look.tokens[layer], *(o.tokens[layer] for o in others))[0].view(*look.grid, 3).numpy()
-        return self._colours[key]
+            self._colors[key] = pca_colors(look.tokens[layer], *(o.tokens[layer] for o in others))[0].view(*look.grid, 3).numpy()
+        return self._colors[key]
 
     def _per_head(self, title, unit, values, states, limits) -> Panel:
         marks, several = [], len(values) > 1
         for i, (v, state) in enumerate(zip(values, states)):
             at = torch.arange(len(v)) + (0.1 * (2 * i - 1) if several else 0.0)
-            marks += [Line(at, v.mean(1), self.names[i] if several else "mean", colour=i, dash=bool(i)),
-                      Dots(at.repeat_interleave(v.shape[1]), v.flatten(), colour=i, size=5.0)]
+            marks += [Line(at, v.mean(1), self.names[i] if several else "mean", color=i, dash=bool(i)),
+                      Dots(at.repeat_interleave(v.shape[1]), v.flatten(), color=i, size=5.0)]
             if not isinstance(state["head"], str):
                 layer = state["layer"]
-                marks.append(Dots(at[layer : layer + 1], v[layer, state["head"]][None], colour=3, size=10.0, name="" if i else "chosen"))
+                marks.append(Dots(at[layer : layer + 1], v[layer, state["head"]][None], color=3, size=10.0, name="" if i else "chosen"))
         layers = max(len(v) for v in values)
         for i, limit in enumerate(sorted(set(limits))):
-            marks.append(Line([-0.5, layers - 0.5], [limit] * 2, "" if i else "all alike", colour=7, dash=True, width=1.0))
+            marks.append(Line([-0.5, layers - 0.5], [limit] * 2, "" if i else "all alike", color=7, dash=True, width=1.0))
         top = 1.08 * max(*limits, *(float(v.max()) for v in values))
         return Panel(title, marks, x="layer", y=unit, xlim=(-0.5, layers - 0.5), ylim=(0.0, top),
                      xticks=[str(i) for i in range(layers)] if layers <= 12 else None)
@@ -664,7 +645,7 @@ class AttentionMap(Explorer):
     def _overlaps(self, states) -> Panel:
         scores, several = [self.overlaps(i) for i in range(len(states))], len(states) > 1
         names = [*max(scores, key=len)][:-2] + ["mean", "rollout"]
-        marks = [Bars(np.array([names.index(name) for name in of]) + (0.2 * (2 * i - 1) if several else 0.0), list(of.values()), colour=i,
+        marks = [Bars(np.array([names.index(name) for name in of]) + (0.2 * (2 * i - 1) if several else 0.0), list(of.values()), color=i,
                       name=self.names[i] if several else "", width=0.38 if several else 0.8) for i, of in enumerate(scores)]
         best = [max(list(of)[:-2], key=of.get) for of in scores]
         return Panel("Overlap with the true mask", marks, x="head", y="Jaccard of the mask", ylim=(0, 1), xlim=(-0.6, len(names) - 0.4),

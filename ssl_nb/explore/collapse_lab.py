@@ -18,7 +18,7 @@ from .. import data, encoders, evaluators, methods, objectives, training
 from ..batch import NotFiniteError
 from ..figures import PALETTE
 from ..spelling import unknown
-from ..views import Crop, Jitter, Noise, Views
+from ..views import Crop, Jitter, Noise, Views, as_views
 
 # %% ../../nbs/explore/02_collapse_lab.ipynb #34aab63a
 PREDICTORS = ("mlp", "linear", "none", "directpred", "directcopy")
@@ -35,7 +35,7 @@ class Settings:
     covariance: float = 1.0  # of vicreg: weight of the covariance term
     predictor: str = "mlp"  # of byol, simsiam: one of PREDICTORS
     stop_gradient: bool = True  # of simsiam
-    last_norm: bool = False  # of simsiam: batch normalisation behind the projector
+    last_norm: bool = False  # of simsiam: batch normalization behind the projector
     momentum: float = 0.99  # of byol, moco: of the EMA teacher; 0: the teacher is the student of the step before
     projector: str = "mlp"  # one of PROJECTORS
     width: int = 64  # d, of the embedding
@@ -72,7 +72,7 @@ class Settings:
 _OWNERS = {"temperature": ("simclr", "moco"), "lambda_": ("barlow_twins",), "variance": ("vicreg",), "covariance": ("vicreg",),
            "predictor": ("byol", "simsiam"), "stop_gradient": ("simsiam",), "last_norm": ("simsiam",), "momentum": ("byol", "moco")}
 _WHAT = {"temperature": "temperature", "lambda_": "lambda", "variance": "variance term", "covariance": "covariance term",
-         "predictor": "predictor", "stop_gradient": "stop-gradient to switch off", "last_norm": "normalisation behind its projector",
+         "predictor": "predictor", "stop_gradient": "stop-gradient to switch off", "last_norm": "normalization behind its projector",
          "momentum": "EMA teacher"}
 METHODS = ("simclr", "moco", "barlow_twins", "vicreg", "byol", "simsiam")
 _WORDS = {"method": METHODS, "predictor": PREDICTORS, "projector": PROJECTORS, "optimizer": ("adamw", "sgd")}
@@ -112,8 +112,8 @@ def build_method(
 @dataclass
 class Measures:
     "What is seen of (n, d) features, by the library's evaluators."
-    features: Tensor  # (n, d), L2-normalised
-    spectrum: Tensor  # (r,) singular values of the normalised features, centred; falling
+    features: Tensor  # (n, d), L2-normalized
+    spectrum: Tensor  # (r,) singular values of the normalized features, centered; falling
     feature_std: float  # mean standard deviation of a dimension; 1 / sqrt(d) where directions are spread evenly
     rankme: float
     effective_rank: float
@@ -136,7 +136,7 @@ class Measures:
         return min(len(self.features) - 1, self.dim)
 
     def holding(self, share: float = 0.99) -> int:
-        "How many directions of the centred spectrum hold this share of the variance; 0 where there is none."
+        "How many directions of the centered spectrum hold this share of the variance; 0 where there is none."
         energy = self.spectrum.square().cumsum(0)
         if energy[-1] <= 1e-12 * len(self.features): return 0
         return int((energy < share * energy[-1]).sum()) + 1
@@ -168,7 +168,7 @@ def diagnosis(m: Measures) -> str:
     held, dead = m.holding(), f", {m.dead} are dead (below 1e-4 of the largest)" if m.dead else ""
     if m.spread < 0.1:
         return f"complete collapse: {even}"
-    hold = f"{held} of {m.directions} directions {'holds' if held == 1 else 'hold'} 99 % of the variance{dead} (centred spectrum)"
+    hold = f"{held} of {m.directions} directions {'holds' if held == 1 else 'hold'} 99 % of the variance{dead} (centered spectrum)"
     if held <= max(1, m.directions // 4):
         return f"dimensional collapse: {hold}"
     if m.spread < 0.5:
@@ -208,14 +208,14 @@ class LiveRun:
             raise ValueError(f"there are {len(split)} images to train on, fewer than a batch of {settings.batch_size}; "
                              "give more images or a smaller batch_size")
         self.split, self.sample, self.device, self.own = split, sample, device, method
-        self.moments = data.moments(split.images)
+        self.moments = data.moments(split["images"])
         self.settings, self.steps, self.records, self.trainer = settings, 0, [], None
         self._plane, self.of = None, "embedding"
-        self._fixed, self.small = None, method is None and split.images.shape[2] < 24
+        self._fixed, self.small = None, method is None and split["images"].shape[2] < 24
         self._build(settings)
 
     def _build(self, settings, old=None):
-        self.method = self.own or build_method(settings, tuple(self.split.images.shape[1:]), self.moments)
+        self.method = self.own or build_method(settings, tuple(self.split["images"].shape[1:]), self.moments)
         if old is not None and self.own is None: _carry_weights(old.method, self.method)
         with torch.random.fork_rng(devices=[]):
             trainer = training.Trainer(
@@ -243,7 +243,7 @@ class LiveRun:
     def embed(self, images: Tensor, of: str = "embedding") -> Tensor:  # (n, d) float32
         "Embedding (behind the projector) or representation (before it) of images, in evaluation mode."
         with encoders.evaluating(self.method):
-            z = self.method.embed(images)
+            z = self.method.evaluated(images)
             if of == "embedding" and isinstance(self.method, methods.JointEmbedding): z = self.method.projector(z)
         return z.float().cpu()
 
@@ -281,14 +281,14 @@ class LiveRun:
         return [r["step"] for r in rows], [r[name] for r in rows]
 
     def _images(self):
-        return self.sample.images.to(self.trainer.device)
+        return self.sample["images"].to(self.trainer.device)
 
     def _views(self):
         "Two views of the sample, always the same: of one's own method its own, else of strength 0.5, so that runs can be compared."
         if self._fixed is None:
-            maker = self.own.views if self.own else lab_views(tuple(self.sample.images.shape[2:]), 0.5)
-            source = self.sample.get(maker.reads).to(self.trainer.device)
-            self._fixed = maker(source, torch.Generator(self.trainer.device).manual_seed(1))
+            maker = self.own.views if self.own else lab_views(tuple(self.sample["images"].shape[2:]), 0.5)
+            made = maker(self.sample.to(self.trainer.device), torch.Generator(self.trainer.device).manual_seed(1))
+            self._fixed = [view.x for view in as_views(made)]
             if len(self._fixed) > 1 and self._fixed[0].shape != self._fixed[1].shape: self._fixed = self._fixed[:1]
         return self._fixed
 
@@ -317,7 +317,7 @@ def _carry_weights(old, new):
     fits = {k: v for k, v in known.items() if k in fresh and v.shape == fresh[k].shape}
     new.load_state_dict(fresh | fits)
     if new.teacher is not None and old.teacher is None:
-        new.teacher.load_state_dict(nn.Sequential(new.encoder, new.projector).state_dict())
+        new.teacher.module.load_state_dict(nn.Sequential(new.encoder, new.projector).state_dict())
 
 
 def _carry_trainer(old, new):
@@ -331,7 +331,7 @@ def _carry_trainer(old, new):
                 new.optimizer.optimizer.state[p] = {k: v.clone() if torch.is_tensor(v) else v for k, v in state[was].items()}
     new.order.set_state(old.order.get_state())
     new.generator.set_state(old.generator.get_state())
-    if new.batch_size == old.batch_size:
+    if new.settings.batch_size == old.settings.batch_size:
         new.step_number, new._epoch_order = old.step_number, old._epoch_order
 
 
@@ -339,12 +339,12 @@ def principal_plane(
     features: Tensor,  # (n, d)
     last: Tensor | None = None,  # (n, 2) of the frame before
 ) -> Tensor:  # (n, 2)
-    """Projected on the plane of the first two principal components, not centred, so that unit rows stay within the unit circle.
+    """Projected on the plane of the first two principal components, not centered, so that unit rows stay within the unit circle.
 
     Given the last frame, rotated and mirrored to lie as close to it as can be (Procrustes)."""
     wide = features.double()
-    centred = wide - wide.mean(0)
-    plane = wide @ torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :2]
+    centered = wide - wide.mean(0)
+    plane = wide @ torch.linalg.eigh(centered.T @ centered).eigenvectors.flip(1)[:, :2]
     if last is not None and last.shape == plane.shape:
         u, _, v = torch.linalg.svd(plane.T @ last.double())
         plane = plane @ u @ v
@@ -376,8 +376,8 @@ presets: dict[str, Preset] = {
     "complete collapse": Preset(
         "A is SimSiam, B is SimSiam without its stop-gradient. B's loss goes to -1, as if all were well; its feature std goes to 0, and its points "
         "run into one.", Settings(method="simsiam"), _BROKEN, 150),
-    "behind batch normalisation": Preset(
-        "Neither has a stop-gradient; B's projector ends in batch normalisation. Normalised, a constant is not possible: B's feature std stays near "
+    "behind batch normalization": Preset(
+        "Neither has a stop-gradient; B's projector ends in batch normalization. Normalized, a constant is not possible: B's feature std stays near "
         "1/sqrt(d), and its spectrum shows where the collapse has gone: a few directions hold everything.", _BROKEN, replace(_BROKEN, last_norm=True), 150),
     "dimensional collapse": Preset(
         "Two SimCLR runs by SGD, B with a weight decay of 0.05. Negatives keep B's points apart and its feature std high, yet most of its directions "
@@ -403,7 +403,7 @@ import ipywidgets
 
 from .panels import Dots, Explorer, Label, Line, Panel, button, choice, slider, switch
 
-_CLASS_COLOURS = [*PALETTE, "#999999", "#882255"]
+_CLASS_COLORS = [*PALETTE, "#999999", "#882255"]
 _NAMES = ("A", "B")
 
 
@@ -559,7 +559,7 @@ class CollapseLab(Explorer):
             "method": choice("method", METHODS, s.method), "projector": choice("projector", PROJECTORS, s.projector),
             "predictor": choice("predictor", PREDICTORS, s.predictor),
             "stop_gradient": switch("stop-gradient", s.stop_gradient, "no gradient through the target"),
-            "last_norm": switch("last norm", s.last_norm, "batch normalisation behind the projector"),
+            "last_norm": switch("last norm", s.last_norm, "batch normalization behind the projector"),
             "temperature": slider("temperature", s.temperature, 0.02, 2.0, log=True),
             "lambda_": slider("lambda", s.lambda_, 1e-5, 1.0, log=True, tooltip="weight of what is off the diagonal"),
             "variance": slider("variance", s.variance, 0.0, 50.0, 0.5, tooltip="weight of VICReg's variance term"),
@@ -616,7 +616,7 @@ class CollapseLab(Explorer):
         self._fill()
 
     def _fill(self):
-        "Set the knobs to what the shown run has, and grey out those that it has not."
+        "Set the knobs to what the shown run has, and gray out those that it has not."
         i = self._turned()
         s = self._wanted.get(i, self.runs[i].settings)
         for name, knob in self.knobs.items():
@@ -679,7 +679,7 @@ class CollapseLab(Explorer):
                         for name, run, text in zip(_NAMES, self.runs, self.diagnoses))
 
     def _lines(self, key, of=None):
-        return [Line(*run.series(key), name=of or _NAMES[i], colour=i, dash=bool(i)) for i, run in enumerate(self.runs)]
+        return [Line(*run.series(key), name=of or _NAMES[i], color=i, dash=bool(i)) for i, run in enumerate(self.runs)]
 
     def _curves(self, title, key, y, **axes):
         return Panel(title, self._lines(key), x="step", y=y, **axes)
@@ -696,7 +696,7 @@ class CollapseLab(Explorer):
             s = run.measures.spectrum / max(1, len(run.measures.features) - 1) ** 0.5
             low = min(low, max(1e-7, float(s[: run.measures.directions].min())))
             marks.append(Line(torch.arange(1, len(s) + 1).float(), s.clamp_min(1e-7), _NAMES[i], i, bool(i)))
-        return Panel("Spectrum, centred", marks, x="direction", y="std along it (log)", log="y", ylim=(0.7 * low, 1))
+        return Panel("Spectrum, centered", marks, x="direction", y="std along it (log)", log="y", ylim=(0.7 * low, 1))
 
     def _ranks(self):
         marks = self._lines("rankme")
@@ -716,16 +716,16 @@ class CollapseLab(Explorer):
 
     def _points(self, i, most):
         run = self.runs[i]
-        m, labels = run.measures, run.sample.labels
+        m, labels = run.measures, run.sample["labels"]
         round_ = m.dim == 3
         points = sphere(m.features, self.turn.value) if round_ else run.plane()
-        rgb = _colours(labels)
+        rgb = _colors(labels)
         chosen = torch.arange(0, len(points), -(-len(points) // most))
         order = chosen[points[chosen, 2].argsort()] if round_ else chosen
         sizes = 3 + 2 * points[order, 2] if round_ else 4.0
         marks = [Dots(points[order, 0], points[order, 1], rgb[order], sizes, alpha=1.0)]
         angle = torch.linspace(0, 2 * math.pi, 90)
-        marks.insert(0, Line(angle.cos(), angle.sin(), colour="#999999", width=1.0))
+        marks.insert(0, Line(angle.cos(), angle.sin(), color="#999999", width=1.0))
         kinds = labels.unique().tolist()
         if len(kinds) <= 12:
             middles = [points[labels == kind].median(0).values for kind in kinds]
@@ -759,6 +759,6 @@ def _title(run):
     return s.method + extra
 
 
-def _colours(labels):
-    table = torch.tensor([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _CLASS_COLOURS], dtype=torch.uint8)
+def _colors(labels):
+    table = torch.tensor([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _CLASS_COLORS], dtype=torch.uint8)
     return table[labels.cpu() % len(table)]

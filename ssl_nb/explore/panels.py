@@ -28,8 +28,8 @@ class Line:
     x: object
     y: object
     name: str = ""  # shown in the legend
-    colour: int | str = 0  # of PALETTE, or "#rrggbb"
-    dash: bool = False  # so that two curves differ without colour too
+    color: int | str = 0  # of PALETTE, or "#rrggbb"
+    dash: bool = False  # so that two curves differ without color too
     width: float = 1.6  # pixels
 
 
@@ -38,7 +38,7 @@ class Dots:
     "Points at (n,) x and y."
     x: object
     y: object
-    colour: object = 0  # one colour, (n,) integers into PALETTE, or (n, 3) bytes
+    color: object = 0  # one color, (n,) integers into PALETTE, or (n, 3) bytes
     size: object = 3.0  # diameter in pixels: a number, or (n,)
     name: str = ""
     alpha: float = 0.8
@@ -49,7 +49,7 @@ class Bars:
     "Bars of (n,) heights that stand at x."
     x: object
     height: object
-    colour: int | str = 0
+    color: int | str = 0
     name: str = ""
     width: float = 0.8  # in units of x
 
@@ -69,7 +69,7 @@ class Label:
     x: float
     y: float
     text: str
-    colour: int | str = 7
+    color: int | str = 7
 
 # %% ../../nbs/explore/01_panels.ipynb #8f89ad91
 @dataclass
@@ -93,15 +93,15 @@ def _array(values, dtype=np.float32) -> np.ndarray:
     if hasattr(values, "detach"): values = values.detach().cpu().float().numpy() if values.is_floating_point() else values.cpu().numpy()
     return np.ascontiguousarray(values, dtype=dtype)
 
-def _css(colour) -> str:
-    return colour if isinstance(colour, str) else PALETTE[int(colour) % len(PALETTE)]
+def _css(color) -> str:
+    return color if isinstance(color, str) else PALETTE[int(color) % len(PALETTE)]
 
-def _dot_colours(colour) -> tuple[list[str], np.ndarray | None]:
-    "The colours that occur, and for each dot which of them (None where there is one)."
-    if isinstance(colour, str) or np.ndim(colour) == 0: return [_css(colour)], None
-    colour = _array(colour, np.int64)
-    if colour.ndim == 1: return PALETTE, (colour % len(PALETTE)).astype(np.uint16)
-    packed, index = np.unique(colour @ np.array([65536, 256, 1]), return_inverse=True)
+def _dot_colors(color) -> tuple[list[str], np.ndarray | None]:
+    "The colors that occur, and for each dot which of them (None where there is one)."
+    if isinstance(color, str) or np.ndim(color) == 0: return [_css(color)], None
+    color = _array(color, np.int64)
+    if color.ndim == 1: return PALETTE, (color % len(PALETTE)).astype(np.uint16)
+    packed, index = np.unique(color @ np.array([65536, 256, 1]), return_inverse=True)
     return [f"#{value:06x}" for value in packed], index.astype(np.uint16)
 
 def _pixels(rgb) -> np.ndarray:
@@ -145,15 +145,15 @@ def _message(mark) -> dict:
     if isinstance(mark, Picture):
         pixels = _pixels(mark.rgb)
         return {**out, "rgb": None, "pixels": pixels.tobytes(), "size": [pixels.shape[1], pixels.shape[0]]}
-    if isinstance(mark, Label): return {**out, "colour": _css(mark.colour)}
+    if isinstance(mark, Label): return {**out, "color": _css(mark.color)}
     for key in ("x", "y", "height"):
         if key in out: out[key] = _array(out[key]).tobytes()
     if isinstance(mark, Dots):
-        colours, index = _dot_colours(mark.colour)
+        colors, index = _dot_colors(mark.color)
         sized = np.ndim(mark.size) > 0
-        return {**out, "colour": colours, "index": None if index is None else index.tobytes(),
+        return {**out, "color": colors, "index": None if index is None else index.tobytes(),
                 "size": None if sized else float(mark.size), "sizes": _array(mark.size).tobytes() if sized else None}
-    return {**out, "colour": _css(mark.colour)}
+    return {**out, "color": _css(mark.color)}
 
 def _frame(panel) -> dict:
     "A panel as the canvas reads it."
@@ -221,7 +221,7 @@ function axes(c, at, box) {
   if (panel.note) { c.fillStyle = "#555"; c.fillText(panel.note, box.x + 6, y, box.w - 10); y += 14; }
   let x = box.x + 6;
   for (const m of panel.marks.filter((m) => m.name)) {
-    c.fillStyle = c.strokeStyle = Array.isArray(m.colour) ? m.colour[0] : m.colour;
+    c.fillStyle = c.strokeStyle = Array.isArray(m.color) ? m.color[0] : m.color;
     if (m.kind === "Line") { c.lineWidth = 2; c.setLineDash(m.dash ? [4, 3] : []); c.beginPath(); c.moveTo(x, y + 6); c.lineTo(x + 16, y + 6); c.stroke(); c.setLineDash([]); }
     else c.fillRect(x + 4, y + 2, 8, 8);
     c.fillStyle = INK; c.fillText(m.name, x + 20, y); x += 30 + c.measureText(m.name).width;
@@ -251,7 +251,7 @@ _MARKS = r"""
 const marks = {
   Line(c, at, m) {
     const x = floats(m.x), y = floats(m.y);
-    c.strokeStyle = m.colour; c.lineWidth = m.width; c.setLineDash(m.dash ? [5, 3] : []); c.beginPath();
+    c.strokeStyle = m.color; c.lineWidth = m.width; c.setLineDash(m.dash ? [5, 3] : []); c.beginPath();
     let pen = false;
     for (let i = 0; i < x.length; i++) {
       const px = at.X(x[i]), py = at.Y(y[i]);
@@ -264,9 +264,9 @@ const marks = {
   Dots(c, at, m) {
     const x = floats(m.x), y = floats(m.y), sizes = m.sizes && floats(m.sizes);
     const index = m.index && new Uint16Array(bytes(m.index));
-    c.globalAlpha = m.alpha; c.fillStyle = m.colour[0];
+    c.globalAlpha = m.alpha; c.fillStyle = m.color[0];
     for (let i = 0, last = 0; i < x.length; i++) {
-      if (index && index[i] !== last) { last = index[i]; c.fillStyle = m.colour[last]; }
+      if (index && index[i] !== last) { last = index[i]; c.fillStyle = m.color[last]; }
       const r = (sizes ? sizes[i] : m.size) / 2, px = at.X(x[i]), py = at.Y(y[i]);
       if (r <= 1.5 || x.length > 3000) c.fillRect(px - r, py - r, 2 * r, 2 * r);
       else { c.beginPath(); c.arc(px, py, r, 0, 7); c.fill(); }
@@ -275,7 +275,7 @@ const marks = {
   },
   Bars(c, at, m) {
     const x = floats(m.x), h = floats(m.height), zero = at.panel.log.includes("y") ? at.y + at.h : at.Y(0);
-    c.fillStyle = m.colour;
+    c.fillStyle = m.color;
     for (let i = 0; i < x.length; i++) {
       const a = at.X(x[i] - m.width / 2), b = at.X(x[i] + m.width / 2), top = at.Y(h[i]);
       c.fillRect(a, Math.min(top, zero), Math.max(1, b - a), Math.abs(zero - top));
@@ -287,12 +287,12 @@ const marks = {
     c.imageSmoothingEnabled = m.smooth; c.drawImage(off, at.X(0), at.Y(0), at.X(w) - at.X(0), at.Y(h) - at.Y(0));
     if (!m.grid || !m.cell) return;
     const [rows, columns] = m.grid, [row, column] = m.cell, dx = w / columns, dy = h / rows;
-    for (const [colour, width] of [["#000", 4], ["#fff", 2]]) {
-      c.strokeStyle = colour; c.lineWidth = width;
+    for (const [color, width] of [["#000", 4], ["#fff", 2]]) {
+      c.strokeStyle = color; c.lineWidth = width;
       c.strokeRect(at.X(column * dx), at.Y(row * dy), at.X(dx) - at.X(0), at.Y(dy) - at.Y(0));
     }
   },
-  Label(c, at, m) { c.fillStyle = m.colour; c.textAlign = "center"; c.textBaseline = "middle"; c.fillText(m.text, at.X(m.x), at.Y(m.y)); },
+  Label(c, at, m) { c.fillStyle = m.color; c.textAlign = "center"; c.textBaseline = "middle"; c.fillText(m.text, at.X(m.x), at.Y(m.y)); },
 };
 """
 
@@ -389,7 +389,7 @@ class Canvas(anywidget.AnyWidget):
 
 # %% ../../nbs/explore/01_panels.ipynb #f9a25401
 class _Still(Figure):
-    "A figure that shows itself as a PNG of 256 colours, a third of the bytes, whether or not pyplot was ever used."
+    "A figure that shows itself as a PNG of 256 colors, a third of the bytes, whether or not pyplot was ever used."
     def _repr_png_(self) -> bytes:
         from PIL import Image
 
@@ -437,16 +437,16 @@ def _draw(ax, panel):
 
 # %% ../../nbs/explore/01_panels.ipynb #0b43a6e3
 def _draw_line(ax, m):
-    ax.plot(_array(m.x), _array(m.y), color=_css(m.colour), linestyle="--" if m.dash else "-", linewidth=m.width, label=m.name)
+    ax.plot(_array(m.x), _array(m.y), color=_css(m.color), linestyle="--" if m.dash else "-", linewidth=m.width, label=m.name)
 
 def _draw_dots(ax, m):
-    colours, index = _dot_colours(m.colour)
-    colour = colours[0] if index is None else np.asarray(colours)[index]
+    colors, index = _dot_colors(m.color)
+    color = colors[0] if index is None else np.asarray(colors)[index]
     size = _array(m.size) if np.ndim(m.size) else m.size
-    ax.scatter(_array(m.x), _array(m.y), s=np.square(size), c=colour, alpha=m.alpha, linewidths=0, label=m.name, rasterized=True)
+    ax.scatter(_array(m.x), _array(m.y), s=np.square(size), c=color, alpha=m.alpha, linewidths=0, label=m.name, rasterized=True)
 
 def _draw_bars(ax, m):
-    ax.bar(_array(m.x), _array(m.height), m.width, color=_css(m.colour), label=m.name)
+    ax.bar(_array(m.x), _array(m.height), m.width, color=_css(m.color), label=m.name)
 
 def _draw_picture(ax, m):
     pixels = _pixels(m.rgb)
@@ -455,11 +455,11 @@ def _draw_picture(ax, m):
     if m.grid and m.cell:
         from matplotlib.patches import Rectangle
         dy, dx = h / m.grid[0], w / m.grid[1]
-        for colour, width in (("black", 3), ("white", 1.5)):
-            ax.add_patch(Rectangle((m.cell[1] * dx, m.cell[0] * dy), dx, dy, fill=False, edgecolor=colour, linewidth=width))
+        for color, width in (("black", 3), ("white", 1.5)):
+            ax.add_patch(Rectangle((m.cell[1] * dx, m.cell[0] * dy), dx, dy, fill=False, edgecolor=color, linewidth=width))
 
 def _draw_label(ax, m):
-    ax.text(m.x, m.y, m.text, color=_css(m.colour), fontsize=8, ha="center", va="center")
+    ax.text(m.x, m.y, m.text, color=_css(m.color), fontsize=8, ha="center", va="center")
 
 _DRAW = {Line: _draw_line, Dots: _draw_dots, Bars: _draw_bars, Picture: _draw_picture, Label: _draw_label}
 

@@ -11,13 +11,14 @@ import ipywidgets
 import numpy as np
 import torch
 
-from .. import data, encoders, evaluators, methods, scenes, training, views
+from .. import data, encoders, evaluators, methods, training, views
+from ..data import scenes
 from ..evaluators.equivariance import factor_r2
 from .panels import Bars, Explorer, Panel, Picture, button, choice, slider, switch
 from ..figures import PALETTE, mosaic
 
 # %% ../../nbs/explore/05_views_gallery.ipynb #0cb0fff7
-FACTORS = ("position", "scale", "angle", "colour")  # those of `scenes` that are numbers
+FACTORS = ("position", "scale", "angle", "color")  # those of `scenes` that are numbers
 
 
 @dataclass
@@ -32,11 +33,11 @@ def read(name: str, method, sets: data.Data) -> Reading:
     "R2 of every factor and the accuracy of the label (offline_linear), from representation and embedding."
     spaces = {"representation": method.evaluated, "embedding": torch.nn.Sequential(method.encoder, method.projector)}
     asked, by = {}, sets.spec.group  # each digit of `scenes` is in several images
-    groups = sets.test.get(by) if by else None
+    groups = sets.test[by] if by else None
     for space, network in spaces.items():
-        train, test = (encoders.embed(network, split.images).cpu() for split in (sets.train, sets.test))
-        asked[space] = {f: factor_r2(train, sets.train.get(f), test, sets.test.get(f), groups) for f in FACTORS if f in sets.train.fields}
-        label = evaluators.linear_probe(train, sets.train.labels, test, sets.test.labels, l2=1e-2)
+        train, test = (encoders.embed(network, split["images"]).cpu() for split in (sets.train, sets.test))
+        asked[space] = {f: factor_r2(train, sets.train[f], test, sets.test[f], groups) for f in FACTORS if f in sets.train}
+        label = evaluators.linear_probe(train, sets.train["labels"], test, sets.test["labels"], l2=1e-2)
         asked[space]["label"] = label if groups is None else label.over(groups)
     return Reading(name, **asked)
 
@@ -50,7 +51,7 @@ def network(maker, sets: data.Data, seed: int = 0):
 
 
 def train_under(
-    maker,  # a view maker; it reads the field `maker.reads`, "images" if it names none
+    maker,  # a view maker
     sets: data.Data,
     steps: int = 150,
     batch_size: int = 128,
@@ -68,10 +69,10 @@ def train_under(
 
 # %% ../../nbs/explore/05_views_gallery.ipynb #59cdcfee
 _RANGES = {"scale": (0.05, 1.0), "global_scale": (0.05, 1.0), "local_scale": (0.05, 1.0), "flip": (0.0, 1.0), "strength": (0.0, 2.0),
-           "grey": (0.0, 1.0), "blur": (0.0, 1.0), "solarize": (0.0, 1.0), "local_views": (0, 8), "local_size": (8, 24), "radius": (1, 12), "degrees": (0.0, 90.0), "translate": (0.0, 0.5), "zoom": (0.5, 1.5), "shear": (0.0, 45.0),
+           "gray": (0.0, 1.0), "blur": (0.0, 1.0), "solarize": (0.0, 1.0), "local_views": (0, 8), "local_size": (8, 24), "radius": (1, 12), "degrees": (0.0, 90.0), "translate": (0.0, 0.5), "zoom": (0.5, 1.5), "shear": (0.0, 45.0),
            "position": (0.0, 1.0), "angle": (0.0, 180.0), "contrast": (0.0, 1.0)}
 _UNITS = {"scale": "share of area", "global_scale": "share of area", "local_scale": "share of area", "angle": "degrees", "local_size": "pixels",
-          "radius": "pixels", "zoom": "share of size", "flip": "chance", "grey": "chance", "blur": "chance", "solarize": "chance"}
+          "radius": "pixels", "zoom": "share of size", "flip": "chance", "gray": "chance", "blur": "chance", "solarize": "chance"}
 _AT_24_PIXELS = {"strength": 0.5, "blur": 0.0, "local_size": 8}  # what None stands for in the presets
 
 
@@ -91,7 +92,7 @@ def knob_controls(name: str, default, unit: str | None = None) -> list:
 class ViewsGallery(Explorer):
     """The views of a batch under sliders, and what a network trained under them keeps.
 
-    `data`: a `Data` with its factors (None: colour scenes), a `Split`, or images (n, c, h, w) as bytes or floats in [0, 1]; training
+    `data`: a `Data` with its factors (None: color scenes), a `Split`, or images (n, c, h, w) as bytes or floats in [0, 1]; training
     needs a `Data`. `maker`: your own view maker in place of a preset's. `preset`: of `ssl_nb.views.names()`, or "scenes"."""
 
     columns, height = 3, 260
@@ -100,8 +101,8 @@ class ViewsGallery(Explorer):
         self.steps, self.maker, self.readings, self.seed, self.thread = steps, maker, [], 0, None
         self.sets, split = _sets(source)
         self.batch = split[:count]
-        self.size, self.channels = split.images.shape[-1], split.images.shape[1]
-        known = [*views.names(), *(["scenes"] if "glyph" in split.fields else [])]
+        self.size, self.channels = split["images"].shape[-1], split["images"].shape[1]
+        known = [*views.names(), *(["scenes"] if "glyph" in split else [])]
         if preset not in known and not maker:
             raise ValueError(f"no views are called {preset!r}; for these data: {', '.join(known)}")
         self.preset = choice("views", known, preset if not maker else None)
@@ -116,7 +117,7 @@ class ViewsGallery(Explorer):
         "The controls of the chosen preset."
         if not self.maker:
             self.knobs = self._scene_knobs() if self.preset.value == "scenes" else {
-                name: knob_controls(name, p.default) for name, p in inspect.signature(getattr(views, self.preset.value)).parameters.items()
+                name: knob_controls(name, p.default) for name, p in inspect.signature(views.presets[self.preset.value]).parameters.items()
                 if p.kind is p.KEYWORD_ONLY}
         controls = [control for several in self.knobs.values() for control in several]
         self.on(*controls)
@@ -145,7 +146,7 @@ class ViewsGallery(Explorer):
         values = self.values()
         if self.preset.value != "scenes": return views.create(self.preset.value, size=self.size, **values)
         shared = [factor for factor in scenes.FACTORS if values.pop(f"shared {factor}")]
-        return scenes.SceneViews(self.size, self.channels, shared=shared, **values)
+        return views.SceneViews(self.size, self.channels, shared=shared, **values)
 
     def redrawn(self):
         "Other random numbers."
@@ -171,8 +172,8 @@ class ViewsGallery(Explorer):
     def panels(self):
         generator = torch.Generator().manual_seed(self.seed)
         maker = self.views()
-        made = maker(self.batch.get(getattr(maker, "reads", "images")), generator)
-        shown = [("images", self.batch.images / 255), *((f"view {i}", view) for i, view in enumerate(made))]
+        made = [view.x for view in views.as_views(maker(self.batch, generator))]
+        shown = [("images", self.batch["images"] / 255), *((f"view {i}", view) for i, view in enumerate(made))]
         pictures = [Panel(f"{name} ({images.shape[-1]} pixels)", [Picture(_grid(images))]) for name, images in shown[:4]]
         return pictures + [self._reading_panel(space) for space in ("representation", "embedding") if self.readings]
 
@@ -212,6 +213,6 @@ def _sets(source):
     images = torch.as_tensor(source)
     if images.is_floating_point():
         if not bool(((images >= 0) & (images <= 1)).all()):
-            raise ValueError(f"images lie in [{images.min():.3g}, {images.max():.3g}]; floats must lie in [0, 1]: undo the normalisation")
+            raise ValueError(f"images lie in [{images.min():.3g}, {images.max():.3g}]; floats must lie in [0, 1]: undo the normalization")
         images = (images * 255).round().byte()
-    return None, data.Split(images, torch.full((len(images),), -1))
+    return None, data.image_split(images, torch.full((len(images),), -1))
