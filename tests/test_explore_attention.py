@@ -1,5 +1,6 @@
 import itertools
 import math
+import os
 import warnings
 
 import pytest
@@ -367,7 +368,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(am.os, "replace", broken)
+    monkeypatch.setattr(os, "replace", broken)
     with pytest.warns(UserWarning, match="disk full"):
         am.scenes_vit(tmp_path, report=lambda line: None, **QUICK)
     assert not list(tmp_path.iterdir())
