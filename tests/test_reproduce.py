@@ -724,7 +724,7 @@ def test_the_commands_work_from_the_wheel(wheel, tmp_path):
 
     load = where + "from ssl_nb.data import load; print(load('mnist_small'))"
     loaded = subprocess.run([sys.executable, "-c", load], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert loaded.stdout.startswith("mnist_small: 10000 train and 2000 test"), loaded.stderr
+    assert loaded.stdout.startswith("mnist_small: 10,000 train and 2,000 test"), loaded.stderr
     assert "toy" in ssl_nb("list").stdout and "learning rate" in ssl_nb("show", "toy").stdout
     made = ssl_nb("reproduce", "toy")
     assert made.returncode == 0, made.stderr
