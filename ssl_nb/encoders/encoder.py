@@ -133,6 +133,7 @@ def _check_range(images, margin):
 # %% ../../nbs/encoders/01_encoder.ipynb #3e426990
 class TimmEncoder(Encoder):
     "A timm network that takes images (n, c, h, w), bytes or floats in [0, 1], and normalizes them itself."
+    _changing = ("_layout",)  # found by the first call, so no part of what the encoder is: see `training.identity`
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ def identity(
 
 # %% ../../nbs/training/05_identity.ipynb #443448ee
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, Path, torch.dtype, torch.device)
-_CHANGING = {*vars(nn.Module()), "training", "progress"}  # torch's own attributes, and what training changes
+_CHANGING = {*vars(nn.Module()), "training", "progress"}  # torch's own attributes, and what training changes; a class may name more in `_changing`
 
 def _plain(value): return isinstance(value, _PLAIN) or isinstance(value, (list, tuple)) and all(map(_plain, value))
 
@@ -55,7 +55,7 @@ def _look_into(value) -> tuple[str, dict]:
     if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)): return f"{type(value).__name__} {value.__name__}", {}
     if isinstance(value, type): return _name(value), _written_here(value)
     slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ()) if hasattr(value, name)]
-    own = {name: getattr(value, name) for name in (*slots, *getattr(value, "__dict__", ())) if name not in _CHANGING}
+    own = {name: getattr(value, name) for name in (*slots, *getattr(value, "__dict__", ())) if name not in _CHANGING and name not in getattr(value, "_changing", ())}
     if isinstance(value, nn.Module): own |= _tensors(value) | dict(value.named_children())
     return _name(type(value)), own | _written_here(type(value))
 
