@@ -5,6 +5,7 @@ __all__ = ['Entry', 'Registry', 'check_options']
 
 # %% ../nbs/core/registry.ipynb #497115db
 import importlib
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -15,17 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import needs, real
 
 from ssl_nb import data
 from ssl_nb.data import Split, fetch, holdout, image_split, load, moments
 from ssl_nb.data import images as data_images
-
-real = os.environ.get("SSL_NB_DATA", "")
-
-
-def needs(name):
-    here = bool(real) and os.path.isdir(os.path.join(real, name))
-    return pytest.mark.skipif(not here, reason=f"SSL_NB_DATA has no {name}")
 
 
 @pytest.fixture

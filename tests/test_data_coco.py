@@ -9,15 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from real_data import needs, real
 from torchvision.io import encode_jpeg
 
 from ssl_nb.data import File, coco, load
 from ssl_nb.data.coco import LICENSES, captions_of, tiny_coco
 from ssl_nb.data.text import texts
-
-real = os.environ.get("SSL_NB_DATA", "")
-here = bool(real) and os.path.isdir(os.path.join(real, "tiny_coco"))
-needs_coco = pytest.mark.skipif(not here, reason="SSL_NB_DATA has no tiny_coco")
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
 HEIGHT, WIDTH = 40, 80
@@ -158,7 +155,7 @@ def test_a_truncated_or_missing_archive_and_a_wrong_size(put):
 # ---- the real one
 
 
-@needs_coco
+@needs("tiny_coco")
 def test_real_counts_and_areas():
     found = load("tiny_coco", size=256)
     splits = (found.train, found.test)

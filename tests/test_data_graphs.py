@@ -1,17 +1,14 @@
 """Graphs of TUDataset: made-up sets in the same format, copies, folds; the real ones where SSL_NB_DATA has them."""
 
 import hashlib
-import os
 
 import numpy as np
 import pytest
 import torch
+from real_data import needs
 
 from ssl_nb.data import Ragged, graphs, load
 from ssl_nb.data.graphs import stratified_folds, tu, wl_hash
-
-real = os.environ.get("SSL_NB_DATA", "")
-needs_tu = pytest.mark.skipif(not (real and os.path.isdir(os.path.join(real, "tu"))), reason="SSL_NB_DATA has no tu")
 
 
 def some_graphs(n, seed=0, kinds=3):
@@ -201,7 +198,7 @@ def test_folds_are_balanced_and_divide_no_group(seed):
 # ---- the real ones
 
 
-@needs_tu
+@needs("tu")
 @pytest.mark.parametrize("subset, graphs_, nodes, edges, per_class", [  # the table of Morris et al. 2020
     ("MUTAG", 188, 17.93, 19.79, [63, 125]),
     ("PROTEINS", 1113, 39.06, 72.82, [663, 450]),
@@ -224,7 +221,7 @@ def test_real_sets_are_those_of_the_literature(subset, graphs_, nodes, edges, pe
         assert (split["bonds"].values[:, 1] < split["atoms"].lengths.repeat_interleave(split["bonds"].lengths)).all()
 
 
-@needs_tu
+@needs("tu")
 def test_nitroarenes_of_mutag():
     found = load("tu")
     names = ("atoms", "bonds", "bond_types")

@@ -2,11 +2,11 @@
 
 import gzip
 import hashlib
-import os
 import sys
 
 import pytest
 import torch
+from real_data import needs
 
 from ssl_nb.data import File, Split, holdout, load
 from ssl_nb.data import molecules as module
@@ -14,9 +14,6 @@ from ssl_nb.data.molecules import BOND_TYPES, molecule_graph, molecules, scaffol
 from ssl_nb.data.text import texts
 
 Chem = pytest.importorskip("rdkit.Chem")
-real = os.environ.get("SSL_NB_DATA", "")
-here = bool(real) and os.path.isdir(os.path.join(real, "molecules"))
-needs_molecules = pytest.mark.skipif(not here, reason="SSL_NB_DATA has no molecules")
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 RINGS = ["c1ccccc1", "c1ccncc1", "C1CCCCC1", "c1ccsc1", "C1CC1"]
@@ -199,7 +196,7 @@ def test_no_scaffold_is_on_both_sides_also_of_a_holdout(put):
 # ---- the real ones
 
 
-@needs_molecules
+@needs("molecules")
 @pytest.mark.parametrize("subset, rows, dropped, targets", [("esol", 1128, 0, 1), ("tox21", 8014, 8, 12), ("muv", 1000, 0, 17),
                                                             ("gdb1k", 1000, 9, 0)])  # fmt: skip
 def test_real_sets(subset, rows, dropped, targets):
@@ -212,7 +209,7 @@ def test_real_sets(subset, rows, dropped, targets):
         assert (split["bonds"].values[:, 1] < split["atoms"].lengths.repeat_interleave(split["bonds"].lengths)).all()
 
 
-@needs_molecules
+@needs("molecules")
 def test_real_values():
     esol, tox21, gdb1k = (molecules(subset) for subset in ("esol", "tox21", "gdb1k"))
     names, targets = (texts(esol.test["names"]), esol.test["target"].tolist())

@@ -2,18 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 
 import numpy as np
 import pytest
 import torch
+from real_data import needs
 
 from ssl_nb import data
 from ssl_nb.data import File, Spec, tables
-
-real = os.environ.get("SSL_NB_DATA", "")
-here = bool(real) and os.path.isdir(os.path.join(real, "tabular"))
-needs_tabular = pytest.mark.skipif(not here, reason="SSL_NB_DATA has no tabular")
 
 
 @pytest.fixture
@@ -150,7 +146,7 @@ def test_a_spec_with_names_of_values_can_be_hashed():
     assert Spec("a", values={"sex": ("f",)}) != Spec("a") and Spec("a").values == {}
 
 
-@needs_tabular
+@needs("tabular")
 @pytest.mark.parametrize(
     "table, rows, numbers, categories, counts",
     [
@@ -178,7 +174,7 @@ def test_real_tables(table, rows, numbers, categories, counts):
         assert abs(len(d.test) - 0.25 * rows) <= 0.02 * rows
 
 
-@needs_tabular
+@needs("tabular")
 def test_real_wine_is_that_of_scikit_learn():
     from sklearn.datasets import load_wine
 

@@ -2,23 +2,16 @@
 
 import hashlib
 import io
-import os
 import tarfile
 
 import pytest
 import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
+from real_data import needs
 
 from ssl_nb import data
 from ssl_nb.data import File, Ragged, text
-
-real = os.environ.get("SSL_NB_DATA", "")
-
-
-def needs(name):
-    here = bool(real) and os.path.isdir(os.path.join(real, name))
-    return pytest.mark.skipif(not here, reason=f"SSL_NB_DATA has no {name}")
 
 
 @pytest.fixture

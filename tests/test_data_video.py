@@ -3,23 +3,15 @@
 import hashlib
 import io
 import math
-import os
 import zipfile
 
 import pytest
 import torch
+from real_data import needs
 from torchvision.io import encode_jpeg, encode_png
 
 from ssl_nb.data import File, load, video
 from ssl_nb.data.video import DIRECTIONS, SEQUENCES, clips, davis16, direction_of, moving_digits, video_sam2_bedroom
-
-real = os.environ.get("SSL_NB_DATA", "")
-
-
-def needs(name):
-    here = bool(real) and os.path.isdir(os.path.join(real, name))
-    return pytest.mark.skipif(not here, reason=f"SSL_NB_DATA has no {name}")
-
 
 # ---- moving digits
 

@@ -5,7 +5,6 @@ __all__ = ['names', 'register', 'load', 'Data', 'File', 'Ragged', 'Spec', 'Split
            'loaders', 'moments', 'tail']
 
 # %% ../../nbs/data/00_index.ipynb #8839cea6
-import inspect
 from functools import partial
 from pathlib import Path
 

@@ -37,9 +37,8 @@ def save_checkpoint(
         (aside / "state.json").write_text(json.dumps({"step": step, "optimizer": plain, **(facts or {})}))
         for file in aside.iterdir(): to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
-    for old in folder.glob("step-*"):
-        if old != final:
-            shutil.rmtree(old)
+    for old in [*folder.glob("step-*"), *folder.glob(".step-*")]:  # older ones, and what a killed process has left half written
+        if old != final: shutil.rmtree(old)
     return final
 
 
