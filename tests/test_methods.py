@@ -4,9 +4,10 @@ import torch.nn.functional as F
 
 from ssl_nb import encoders, methods, objectives
 from ssl_nb.data import Split
+from ssl_nb.methods.masked_prediction import visible_places
 from ssl_nb.methods.method import mlp
-from ssl_nb.tokens import Tokens
-from ssl_nb.views import as_views
+from ssl_nb.tokens import Tokens, random_mask
+from ssl_nb.views import View, as_views
 
 JOINT = ["barlow_twins", "byol", "dino", "moco", "simclr", "simsiam", "swav", "vicreg"]
 
@@ -108,35 +109,33 @@ def test_predictors_of_byol(kind):
 
 def test_mae_reconstructs_only_what_it_does_not_see():
     method = make("mae").eval()
-    images = batch().x / 255
-    torch.manual_seed(3)
-    keep, mask, _ = objectives.random_masking(16, 64, 0.75)
-    changed = objectives.patchify(images, 3).clone()
-    changed[~mask.bool()] = 0.123  # what is visible is no target: constant patches would be NaN or 0 if they were
-    torch.manual_seed(3)
-    loss = method.loss(as_views([images])).loss
-    target = objectives.patchify(images, 3)
+    view, = method.views(batch(), torch.Generator().manual_seed(3))
+    target = objectives.patchify(view.x, 3)
+    changed = target.clone()
+    changed[~view.mask] = 0.123  # what is visible is no target: constant patches would be NaN or 0 if they were
     with torch.no_grad():
-        torch.manual_seed(3)
-        keep, mask, restore = objectives.random_masking(16, 64, 0.75)
-        prediction = method.decode(method.encoder.tokens(images, keep), restore)
-        expected = objectives.masked_mse(prediction, target, mask)
-        torch.testing.assert_close(objectives.masked_mse(prediction, changed, mask), expected)
-        torch.testing.assert_close(loss, expected)
+        prediction = method.predictor(method.seen(view), view)
+        expected = objectives.masked_mse(prediction, target, view.mask)
+        torch.testing.assert_close(objectives.masked_mse(prediction, changed, view.mask), expected)
+        torch.testing.assert_close(method.loss([view]).loss, expected)
+        hidden = objectives.patchify(view.x, 3).clone()
+        hidden[view.mask] = 0.7  # nor does the encoder see what is hidden
+        blind = view._replace(x=objectives.unpatchify(hidden, 3))
+        torch.testing.assert_close(method.predictor(method.seen(blind), blind), prediction)
 
 
 def test_decoder_puts_tokens_back_where_they_were():
     # with a decoder that changes nothing, a visible token comes out at its own place, the mask token everywhere else
-    method = make("mae", decoder_dim=128).eval()
-    method.enter, method.decoder, method.leave = torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()
-    torch.nn.init.zeros_(method.position)
-    torch.nn.init.constant_(method.mask_token, -5.0)
-    keep, mask, restore = objectives.random_masking(2, 64, 0.75)
-    visible = Tokens(keep[..., None].float().expand(-1, -1, 128), keep[..., None], prefix=torch.zeros(2, 1, 128))
-    out = method.decode(visible, restore)[..., 0]
-    assert torch.equal(out[mask.bool()], torch.full((96,), -5.0))
+    decoder = methods.Decoder(128, 1, grid=(8, 8), dim=128, depth=1, num_heads=1)
+    decoder.enter, decoder.blocks, decoder.norm, decoder.leave = torch.nn.Identity(), torch.nn.ModuleList(), torch.nn.Identity(), torch.nn.Identity()
+    torch.nn.init.zeros_(decoder.positions.table)
+    torch.nn.init.constant_(decoder.mask_token, -5.0)
+    view = View(torch.zeros(2, 1, 8, 8), random_mask((2, 64), ratio=0.75))
+    keep = visible_places(view)
+    out = decoder(Tokens(keep[..., None].float().expand(-1, -1, 128), keep[..., None], prefix=torch.zeros(2, 1, 128)), view)[..., 0]
+    assert torch.equal(out[view.mask], torch.full((96,), -5.0))
     for row in range(2):
-        assert out[row][~mask[row].bool()].tolist() == (~mask[row].bool()).nonzero().flatten().tolist()
+        assert out[row][~view.mask[row]].tolist() == (~view.mask[row]).nonzero().flatten().tolist()
 
 
 def test_the_users_own_method_in_a_line():
@@ -205,10 +204,10 @@ def test_a_teacher_with_batch_normalization_can_be_evaluated():
     (lambda: make("moco", queue=0), "must be positive"),
     (lambda: make("moco", momentum=1.5), "momentum is 1.5"),
     (lambda: make("dino", out_dim=1), "trains nothing"),
-    (lambda: make("mae", decoder_depth=0), "decoder_depth 0"),
-    (lambda: make("mae", decoder_heads=3), "decoder_heads 3"),
-    (lambda: make("mae", mask_ratio=1.0), "mask_ratio 1.0"),
-    (lambda: make("mae", mask_ratio=0.99), "mask_ratio 0.99"),
+    (lambda: make("mae", decoder_depth=0), "depth 0"),
+    (lambda: make("mae", decoder_heads=3), "num_heads 3"),
+    (lambda: make("mae", mask_ratio=1.0), "ratio of 1.0"),
+    (lambda: make("mae", mask_ratio=0.99), "ratio of 0.99"),
     (lambda: make("supervised", classes=1), "classes is 1"),
     (lambda: make("supervised", classes=3).step(batch(2).assign(labels=torch.tensor([0, 3]))), "0 to 2"),
     (lambda: make("supervised").step(batch(2).assign(labels=torch.tensor([0, -1]))), "without a label"),
@@ -221,7 +220,7 @@ def test_what_would_train_nothing_is_refused_when_the_method_is_made(call, messa
 def test_mae_with_one_pixel_in_a_patch_trains_on_plain_pixels_or_on_colors():
     for in_chans, knobs in [(1, dict(normalize_target=False)), (3, {})]:
         encoder = encoders.create("vit", in_chans=in_chans, img_size=8, embed_dim=16, depth=1, num_heads=2)  # patches of 1 x 1
-        loss = methods.create("mae", encoder=encoder, **knobs).loss(as_views([torch.rand(2, in_chans, 8, 8)])).loss
+        loss = methods.create("mae", encoder=encoder, **knobs).step(Split({"images": torch.rand(2, in_chans, 8, 8)})).loss
         loss.backward()
         assert loss.isfinite() and encoder.backbone.pos_embed.grad.isfinite().all()
 

@@ -19,11 +19,14 @@ from ..views.view import View
 
 # %% ../../nbs/methods/03_joint_embedding.ipynb #3eede13c
 class JointEmbedding(Method):
-    "Views, encoder, projector, predictor, target branch, comparison: every part can be swapped."
+    """Views, encoder, projector, predictor, target branch, comparison: every part can be swapped.
+
+    An encoder, projector or predictor that is an `nn.ModuleList` has one module for each view, as CLIP has for images and texts."""
+    parts = ("projector", "predictor", "compare")
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: nn.Module,  # one for all views, or an nn.ModuleList with one for each; the first is evaluated
         compare: Callable,  # (predictions: list, targets: list) -> loss, or (loss, {part: value})
         *,
         projector: nn.Module | Sequence[int],  # a module, or the widths of an MLP behind the encoder
@@ -33,11 +36,10 @@ class JointEmbedding(Method):
         target_views: Sequence[int] | None = None,  # likewise
         evaluate_teacher: bool = False,  # evaluate and keep the teacher's encoder, as DINO's paper does
         views: Callable | None = None,  # view maker; None: SimCLR's
-        represent: Callable | None = None,  # (encoder, view) -> what the projector takes; None: encoder(view.x)
+        represent: Callable | None = None,  # (encoder, view) -> what the projector takes, (n, d) or tokens (n, t, d); None: encoder(view.x)
     ):
-        super().__init__(encoder, views or default_views("simclr", encoder))
-        if not isinstance(projector, nn.Module):
-            projector = mlp([encoder.num_features, *projector])
+        super().__init__(encoder, views or default_views("simclr", _of_view(encoder, 0)))
+        if not isinstance(projector, nn.Module): projector = _projector(encoder, projector)
         self.projector, self.predictor, self.compare = projector, predictor or nn.Identity(), compare
         self.online_views, self.target_views = online_views, target_views
         self.represent = represent or (lambda encoder, view: encoder(view.x))
@@ -48,36 +50,39 @@ class JointEmbedding(Method):
 
     @property
     def evaluated(self) -> nn.Module:
-        return self.teacher.module[0] if self.evaluate_teacher else self.encoder
+        return _of_view(self.teacher.module[0] if self.evaluate_teacher else self.encoder, 0)
 
     def loss(self, views: list[View], batch: Split | None = None) -> Step:
-        representations = [self.represent(self.encoder, view) for view in _chosen(views, self.online_views)]
-        embeddings = [self.projector(h) for h in representations]
-        predictions = [self.predictor(z) for z in embeddings]
+        online = _chosen(range(len(views)), self.online_views)
+        representations = [self.represent(_of_view(self.encoder, i), views[i]) for i in online]
+        embeddings = [_of_view(self.projector, i)(h) for i, h in zip(online, representations)]
+        predictions = [_of_view(self.predictor, i)(z) for i, z in zip(online, embeddings)]
         value = self.compare(predictions, self.targets(views, embeddings))
         loss, parts = value if isinstance(value, tuple) else (value, {})
-        spread = nn.functional.normalize(embeddings[0].detach().float(), dim=1).std(0).mean()
-        return Step(loss, {**parts, "embedding_std": spread}, representations[0])
+        spread = nn.functional.normalize(embeddings[0].detach().flatten(0, -2).float(), dim=1).std(0).mean()
+        first = representations[0] if representations[0].ndim == 2 else representations[0].mean(1)
+        return Step(loss, {**parts, "embedding_std": spread}, first)
 
     def targets(self, views: list[View], embeddings: list[Tensor]) -> list[Tensor]:
         "What predictions are compared with: the teacher's embeddings, or the online branch's own."
-        if self.teacher is None:
-            return _chosen(embeddings, self.target_views)
+        if self.teacher is None: return _chosen(embeddings, self.target_views)
         encoder, projector = self.teacher.module
         with torch.no_grad():
-            return [projector(self.represent(encoder, view)) for view in _chosen(views, self.target_views)]
+            return [_of_view(projector, i)(self.represent(_of_view(encoder, i), views[i])) for i in _chosen(range(len(views)), self.target_views)]
 
     def after_step(self, progress: float):
         super().after_step(progress)
-        if self.teacher is not None:
-            self.teacher.follow(nn.Sequential(self.encoder, self.projector), progress)
-        for part in (self.projector, self.predictor, self.compare):  # parts with a schedule of their own
-            if hasattr(part, "after_step"):
-                part.after_step(progress)
+        if self.teacher is not None: self.teacher.follow(nn.Sequential(self.encoder, self.projector), progress)
 
 # %% ../../nbs/methods/03_joint_embedding.ipynb #d992e242
-def _chosen(views, which):
-    return list(views) if which is None else [views[i] for i in which]
+def _chosen(views, which): return list(views) if which is None else [views[i] for i in which]
+
+def _of_view(part, i): return part[i] if isinstance(part, nn.ModuleList) else part
+
+def _projector(encoder, widths):
+    "An MLP behind the encoder, or one behind each."
+    if isinstance(encoder, nn.ModuleList): return nn.ModuleList(_projector(each, widths) for each in encoder)
+    return mlp([encoder.num_features, *widths])
 
 # %% ../../nbs/methods/03_joint_embedding.ipynb #3548ae21
 @register(

@@ -32,6 +32,7 @@ class Method(Scheduled):
     "Base of all methods: subclass it, or put parts into one of the frames, such as `JointEmbedding`."
 
     made = None  # {"name": ..., "knobs": {...}} if `create` made it: what a checkpoint remembers
+    parts: tuple[str, ...] = ()  # attributes that may have `before_epoch(method, split, progress)` or `after_step(progress)` of their own
 
     def __init__(
         self,
@@ -55,6 +56,14 @@ class Method(Scheduled):
 
     def before_epoch(self, split: Split, progress: float):
         "Called before the first step of each epoch, in training mode and on every rank."
+        for part in self._parts_with("before_epoch"): part.before_epoch(self, split, progress)
+
+    def after_step(self, progress: float):
+        "Called after each step of the optimizer; `progress` is the part of the training that is done."
+        super().after_step(progress)
+        for part in self._parts_with("after_step"): part.after_step(progress)
+
+    def _parts_with(self, hook): return [part for part in (getattr(self, name) for name in self.parts) if hasattr(part, hook)]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -133,6 +142,7 @@ def list_methods(
     modality: str | None = None,
 ) -> list[str]:
     "Names of the registered methods, in order."
+    if family is None and modality is None: return [*methods]
     return [name for name in methods if family in (None, card(name).family) and modality in (None, card(name).modality)]
 
 
