@@ -127,12 +127,14 @@ def test_mae_reconstructs_only_what_it_does_not_see():
 def test_decoder_puts_tokens_back_where_they_were():
     # with a decoder that changes nothing, a visible token comes out at its own place, the mask token everywhere else
     decoder = methods.Decoder(128, 1, grid=(8, 8), dim=128, depth=1, num_heads=1)
-    decoder.enter, decoder.blocks, decoder.norm, decoder.leave = torch.nn.Identity(), torch.nn.ModuleList(), torch.nn.Identity(), torch.nn.Identity()
+    decoder.enter = decoder.norm = decoder.leave = torch.nn.Identity()
+    decoder.blocks = torch.nn.ModuleList()
     torch.nn.init.zeros_(decoder.positions.table)
     torch.nn.init.constant_(decoder.mask_token, -5.0)
     view = View(torch.zeros(2, 1, 8, 8), random_mask((2, 64), ratio=0.75))
     keep = visible_places(view)
-    out = decoder(Tokens(keep[..., None].float().expand(-1, -1, 128), keep[..., None], prefix=torch.zeros(2, 1, 128)), view)[..., 0]
+    visible = Tokens(keep[..., None].float().expand(-1, -1, 128), keep[..., None], prefix=torch.zeros(2, 1, 128))
+    out = decoder(visible, view)[..., 0]
     assert torch.equal(out[view.mask], torch.full((96,), -5.0))
     for row in range(2):
         assert out[row][~view.mask[row]].tolist() == (~view.mask[row]).nonzero().flatten().tolist()
