@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_nb import encoders, methods, objectives, training, views
 from ssl_nb.data import Split
-from ssl_nb.methods import Alignment, Decoder, Denoising, JointEmbedding, MaskedPrediction, TokenHead, Together
+from ssl_nb.methods import Alignment, Decoder, Denoising, JointEmbedding, MaskedPrediction, Together, TokenHead
 from ssl_nb.tokens import Patches, Tokens, grid_places, multiblock_masks, random_mask
 from ssl_nb.views import AddNoise, Hide, View
 
@@ -155,7 +155,10 @@ def clip(momentum=None):
             num_heads=2,
         ),
     )
-    both = lambda batch, generator: [View(batch.x), View(batch.x.view(-1, 1, 2, 32).squeeze(1))]
+
+    def both(batch, generator):
+        return [View(batch.x), View(batch.x.view(-1, 1, 2, 32).squeeze(1))]
+
     return JointEmbedding(
         nn.ModuleList([pixels, halves]),
         lambda p, t: objectives.nt_xent(p[0], t[1]),
@@ -178,7 +181,10 @@ def test_each_view_has_its_own_encoder(momentum):
 
 def test_tokens_can_be_compared():
     torch.manual_seed(0)
-    compare = lambda p, t: (p[0] - t[1].detach()).square().mean()
+
+    def compare(p, t):
+        return (p[0] - t[1].detach()).square().mean()
+
     method = JointEmbedding(
         small(),
         compare,
@@ -207,7 +213,10 @@ def test_a_sum_trains_every_part_and_evaluates_the_first():
     ]
     before = [weight.detach().clone() for weight in weights]
     history = training.fit(method, images(), epochs=1, batch_size=16, lr=1e-2, device="cpu", report=lambda line: None)
-    assert all(not torch.equal(weight, was) for weight, was in zip(weights, before)) and int(labels.target.renewed) == 32
+    assert (
+        all(not torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
+        and int(labels.target.renewed) == 32
+    )
     row = history.rows[-1]
     assert row["loss"] == pytest.approx(row["labels"] + 0.5 * row["contrast"], rel=1e-5)
     assert method.evaluated is encoder and "labels_masked_correct" in row
@@ -222,7 +231,7 @@ def test_views_can_be_shared():
         for name in "ab"
     }
     first, second = Together(parts, shared_views=True).views(images(), torch.Generator().manual_seed(0))
-    assert all(torch.equal(a.x, b.x) for a, b in zip(first.x, second.x))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first.x, second.x, strict=True))
     first, second = Together(parts).views(images(), torch.Generator().manual_seed(0))
     assert not torch.equal(first.x[0].x, second.x[0].x)
 
@@ -233,7 +242,8 @@ def test_the_reference_of_an_alignment_does_not_move():
     before = [value.clone() for value in reference.state_dict().values()]
     training.fit(method, images(), epochs=2, batch_size=16, lr=1e-2, device="cpu", report=lambda line: None)
     assert (
-        all(torch.equal(a, b) for a, b in zip(reference.state_dict().values(), before)) and not method.train().reference.training
+        all(torch.equal(a, b) for a, b in zip(reference.state_dict().values(), before, strict=True))
+        and not method.train().reference.training
     )
 
 
