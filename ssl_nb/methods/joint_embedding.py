@@ -84,7 +84,7 @@ def _projector(encoder, widths):
     if isinstance(encoder, nn.ModuleList): return nn.ModuleList(_projector(each, widths) for each in encoder)
     return mlp([encoder.num_features, *widths])
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #3548ae21
+# %% ../../nbs/methods/03_joint_embedding.ipynb #1c723bbd
 @register(
     "simclr", summary="pull two views of an image together, push all other images of the batch away",
     paper="Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1",
@@ -96,7 +96,7 @@ def simclr(encoder, *, temperature=0.2, projector=(256, 128), views=None):
     return JointEmbedding(encoder, lambda p, _: objectives.nt_xent(*p, temperature=temperature),
                           projector=projector, views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #49561a9a
 @register(
     "moco", summary="contrast against a queue of keys that a slowly moving encoder made",
     paper="He et al. 2020, Momentum Contrast for Unsupervised Visual Representation Learning, eq. 1-2",
@@ -110,7 +110,7 @@ def moco(encoder, *, temperature=0.2, queue=4096, momentum=0.99, projector=(256,
     return JointEmbedding(encoder, compare, projector=projector, momentum=momentum,
                           online_views=(0,), target_views=(1,), views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #04f3b4ab
 @register(
     "barlow_twins", summary="make the cross-correlation of two views' embeddings the identity",
     paper="Zbontar et al. 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction, eq. 1-2",
@@ -121,7 +121,7 @@ def barlow_twins(encoder, *, lambda_=5e-3, projector=(512, 512, 512), views=None
     return JointEmbedding(encoder, lambda p, _: objectives.barlow_twins(*p, lambda_=lambda_, parts=True),
                           projector=projector, views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #0ed744ff
 @register(
     "vicreg", summary="keep the variance of every dimension, decorrelate dimensions, bring views together",
     paper="Bardes et al. 2022, VICReg: Variance-Invariance-Covariance Regularization, eq. 1-6",
@@ -136,7 +136,7 @@ def vicreg(encoder, *, invariance=25.0, variance=25.0, covariance=1.0, projector
     return JointEmbedding(encoder, lambda p, _: objectives.vicreg(*p, **weights, parts=True),
                           projector=projector, views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #b6a0ae20
 @register(
     "byol", summary="predict what a slowly moving teacher says of another view; no negatives",
     paper="Grill et al. 2020, Bootstrap Your Own Latent, eq. 2-3",
@@ -151,7 +151,7 @@ def byol(encoder, *, momentum=0.99, predictor="mlp", projector=(256, 128), views
                           momentum=partial(objectives.momentum_schedule, momentum),
                           views=views or default_views("byol", encoder))
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #44554705
 @register(
     "simsiam", summary="predict the other view's embedding, without a gradient through the target",
     paper="Chen and He 2021, Exploring Simple Siamese Representation Learning, eq. 1-2",
@@ -166,7 +166,7 @@ def simsiam(encoder, *, stop_gradient=True, predictor="mlp", projector=(256, 128
                           projector=mlp([encoder.num_features, *projector], last_norm=last_norm),
                           predictor=make_predictor(predictor, projector[-1]), views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #5dc250ef
 @register(
     "swav", summary="predict a view's cluster from another view, with clusters of equal size",
     paper="Caron et al. 2020, Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, eq. 1-5",
@@ -181,7 +181,7 @@ def swav(encoder, *, prototypes=256, temperature=0.1, epsilon=0.05, projector=(2
     return JointEmbedding(encoder, compare, projector=projector,
                           predictor=objectives.Prototypes(projector[-1], prototypes), views=views)
 
-
+# %% ../../nbs/methods/03_joint_embedding.ipynb #f6d2355d
 @register(
     "dino", summary="match a teacher's centered and sharpened distribution over many outputs, from crops of all sizes",
     paper="Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, eq. 1-4",
