@@ -9,9 +9,8 @@ import pytest
 from test_reproduce import CONCLUDE, SETUP, write_notebook
 from typer.testing import CliRunner
 
-from ssl_nb import reproduce as module
 from ssl_nb.cli import aligned, app, joined
-from ssl_nb.reproduce import Result, RunFailed
+from ssl_nb.runs import Result, Run, RunFailed, attempt
 
 
 @pytest.fixture
@@ -19,15 +18,15 @@ def call(tmp_path, monkeypatch):
     """`call("list")` -> exit code, stdout, stderr; the toy's execution is pretended."""
     folder = write_notebook(tmp_path / "nbs", "toy", SETUP, CONCLUDE)
 
-    def execute(reproduction, values, partial, lock, say):
+    def execute(path, values, partial, lock, say):
         say("epoch 1/1  loss 0.5")
-        (partial / "notebook.ipynb").write_text(reproduction.path.read_text())
+        (partial / "notebook.ipynb").write_text(path.read_text())
         import pandas as pd
 
         table = pd.DataFrame(dict(method=["raw", "ours"], score=[0.5, float("nan")]))
-        module.Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)), table=table)
+        Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)), table=table)
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     monkeypatch.chdir(tmp_path)
 
     def invoke(*words):
@@ -105,7 +104,7 @@ def test_a_run_that_does_not_end_has_its_exit_code(call, monkeypatch, error, cod
     def execute(*_):
         raise error
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     found, _, err = call("reproduce", "toy")
     assert found == code and message in err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ssl_nb.reproduce import find
+from ssl_nb.runs import find
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)

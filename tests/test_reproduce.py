@@ -20,25 +20,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ssl_nb import reproduce as module
-from ssl_nb.report import page
-from ssl_nb.reproduce import (
+from ssl_nb.runs import (
     Parameter,
     Result,
     Run,
     RunFailed,
     RunRefused,
+    attempt,
     find,
     identity,
     load_run,
+    lock,
     notebooks,
     read_notebook,
     reproduce,
     resolve,
     results_table,
     scaled,
-    value_of,
 )
+from ssl_nb.runs.parameters import value_of
+from ssl_nb.runs.report import page
 
 PARAMETERS = """scale: str = "laptop"  # smoke | laptop | paper
 epochs: int = None  # None: what the scale says
@@ -47,7 +48,7 @@ widths: list[int] = [64, 128]
 mixed: bool = False
 out: str = ""  # folder of this run"""
 SETUP = """import os, sys
-from ssl_nb.reproduce import Result, Run, scaled
+from ssl_nb.runs import Result, Run, scaled
 p = scaled(scale, smoke=dict(epochs=1), laptop=dict(epochs=3), given=dict(epochs=epochs))
 run = Run(out)"""
 CONCLUDE = 'run.conclude(Result("it counts", p.epochs, baseline=0, interval=(p.epochs - 1, p.epochs + 1)))'
@@ -73,13 +74,13 @@ def pretend(monkeypatch):
     calls = []
 
     def install(act=lambda folder: None):
-        def execute(reproduction, values, partial, lock, say):
+        def execute(path, values, partial, lock, say):
             calls.append(sorted(path.name for path in partial.iterdir()))
             act(partial)
-            shutil.copy(reproduction.path, partial / "notebook.ipynb")
+            shutil.copy(path, partial / "notebook.ipynb")
             Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)))
 
-        monkeypatch.setattr(module, "_execute", execute)
+        monkeypatch.setattr(attempt, "execute", execute)
         return calls
 
     return install
@@ -420,10 +421,10 @@ def test_a_forced_run_killed_between_its_renames_is_mended(toy, tmp_path, preten
 
 
 def test_a_notebook_without_a_conclusion_is_no_run(toy, tmp_path, monkeypatch):
-    def execute(reproduction, values, partial, lock, say):
-        shutil.copy(reproduction.path, partial / "notebook.ipynb")
+    def execute(path, values, partial, lock, say):
+        shutil.copy(path, partial / "notebook.ipynb")
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     with pytest.raises(RunFailed, match="without run.conclude"):
         reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
     assert not list((tmp_path / "runs").glob("toy-*"))
@@ -448,7 +449,7 @@ def test_two_processes_cannot_write_one_run_and_a_stale_lock_does_not_block(toy,
 
 def test_a_lock_held_by_the_kernel_of_a_killed_command_is_waited_for(toy, tmp_path, pretend, monkeypatch):
     pretend()
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
     found, said = find("toy", [toy]), []
     run = identity(found, resolve(found, {}))
     (tmp_path / "runs" / ".locks").mkdir(parents=True)
@@ -472,7 +473,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(attempt.tempfile, "TemporaryFile", read_only)
     with pytest.raises(RunRefused, match="Read-only file system"):
         reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
     assert not calls
@@ -690,9 +691,11 @@ def wheel(tmp_path_factory):
     if not (root / "setup.py").exists():
         pytest.skip("no checkout")
     base = tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests", "_docs"
-    )
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "_docs")
+
+    def skip(folder, names):
+        return {*unwanted(folder, names), *({"runs"} if Path(folder) == root else ())}  # results, not the package of that name
+
     shutil.copytree(root, base / "source", ignore=skip)
     write_notebook(base / "source" / "nbs" / "reproductions", "toy", SETUP, CONCLUDE)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", base, base / "source"]
