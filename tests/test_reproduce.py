@@ -29,6 +29,7 @@ from ssl_nb.runs import (
     attempt,
     find,
     identity,
+    lessons,
     load_run,
     lock,
     notebooks,
@@ -38,6 +39,7 @@ from ssl_nb.runs import (
     results_table,
     scaled,
 )
+from ssl_nb.runs.catalog import by_kind
 from ssl_nb.runs.parameters import value_of
 from ssl_nb.runs.report import page
 
@@ -58,7 +60,7 @@ PROSE = "# Toy\n\nDoes it [count](https://paper.example) to $n$? Yes.\n\n*Run ti
 def write_notebook(folder, name, *cells, parameters=PARAMETERS, prose=PROSE):
     nb = new_notebook(cells=[new_markdown_cell(prose), *map(new_code_cell, [parameters, *cells])])
     nb.cells[1].metadata["tags"] = ["parameters"]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, folder / f"{name}.ipynb")
     return folder
 
@@ -141,6 +143,33 @@ def test_every_notebook_of_the_package_can_be_read():
         assert found.title and found.question, name
         assert "scale" in found.parameters, name
         assert name.startswith("benchmarks/") or {"smoke", "laptop", "paper"} <= set(found.scales), name
+
+
+def test_every_page_has_a_name_of_its_own():
+    kinds = by_kind()
+    names = [name for names in kinds.values() for name in names] + list(lessons())
+    assert len(notebooks()) == sum(map(len, kinds.values()))
+    assert {name for name in names if names.count(name) > 1} <= {"collapse"}  # a lesson and a study of it
+    nbs = Path(__file__).parents[1] / "nbs"
+    pages = [*nbs.glob("reproductions/*.ipynb"), *nbs.glob("benchmarks/*.ipynb"), *nbs.glob("atlas/*/*.ipynb")]
+    assert sorted(notebooks().values()) == sorted(pages)
+
+
+def test_a_page_of_the_atlas_is_found_by_its_id_in_its_family(tmp_path, monkeypatch):
+    import ssl_nb
+
+    (tmp_path / "ssl_nb").mkdir()
+    monkeypatch.setattr(ssl_nb, "__file__", str(tmp_path / "ssl_nb" / "__init__.py"))
+    write_notebook(tmp_path / "nbs" / "reproductions", "toy", SETUP, CONCLUDE)
+    for family, name in (("video", "videomae"), ("video", "video_jepa"), ("audio", "hubert"), ("_drafts", "none")):
+        write_notebook(tmp_path / "nbs" / "atlas" / family, name, SETUP, CONCLUDE)
+    assert {kind: list(names) for kind, names in by_kind().items()} == {
+        "reproductions": ["toy"], "atlas/audio": ["hubert"], "atlas/video": ["video_jepa", "videomae"]
+    }
+    assert list(notebooks()) == ["toy", "hubert", "video_jepa", "videomae"]
+    assert find("videomae").path == tmp_path / "nbs" / "atlas" / "video" / "videomae.ipynb"
+    with pytest.raises(RunRefused, match="did you mean 'videomae'"):
+        find("VideoMEA")
 
 
 def test_own_folders_come_first_and_a_path_is_a_name(toy, monkeypatch, tmp_path):
@@ -698,6 +727,7 @@ def wheel(tmp_path_factory):
 
     shutil.copytree(root, base / "source", ignore=skip)
     write_notebook(base / "source" / "nbs" / "reproductions", "toy", SETUP, CONCLUDE)
+    write_notebook(base / "source" / "nbs" / "atlas" / "toys", "rattle", SETUP, CONCLUDE)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", base, base / "source"]
     made = subprocess.run(build, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
@@ -710,7 +740,7 @@ def test_the_wheel_holds_every_module_and_notebook(wheel):
     source, site = wheel / "source", wheel / "site" / "ssl_nb"
     for path in (source / "ssl_nb").rglob("*.py"):
         assert (site / path.relative_to(source / "ssl_nb")).is_file(), path
-    for kind in ("reproductions", "benchmarks", "explore"):
+    for kind in ("reproductions", "benchmarks", "explore", "atlas/toys"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
     files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md")}
@@ -728,7 +758,9 @@ def test_the_commands_work_from_the_wheel(wheel, tmp_path):
     load = where + "from ssl_nb.data import load; print(load('mnist_small'))"
     loaded = subprocess.run([sys.executable, "-c", load], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert loaded.stdout.startswith("mnist_small: 10,000 train and 2,000 test"), loaded.stderr
-    assert "toy" in ssl_nb("list").stdout and "learning rate" in ssl_nb("show", "toy").stdout
+    listed = ssl_nb("list").stdout
+    assert "toy" in listed and "atlas/toys" in listed and "learning rate" in ssl_nb("show", "rattle").stdout
+    assert "learning rate" in ssl_nb("show", "toy").stdout
     made = ssl_nb("reproduce", "toy")
     assert made.returncode == 0, made.stderr
     (run,) = (tmp_path / "runs").glob("toy-*")
