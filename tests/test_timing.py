@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_nb import timing
+from ssl_nb.runs import timing
 from ssl_nb.runs.timing import BusyMachine, Spread, against, in_words, interleave, quiet, spread, times_as_fast
 
 BENCHMARKS = sorted((Path(__file__).parent.parent / "nbs" / "benchmarks").glob("*.ipynb"))
