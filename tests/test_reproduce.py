@@ -442,6 +442,20 @@ def test_force_throws_an_unforced_partial_away(toy, tmp_path, pretend):
     assert "train" not in calls[-1]
 
 
+def test_what_a_killed_process_left_half_written_is_no_part_of_the_run(toy, tmp_path, pretend):
+    def fail(folder):
+        (folder / ".metrics.jsonl-12-34").write_text('{"epoch": 1, "lo')
+        (folder / ".own").touch()
+        raise RunFailed("killed")
+
+    pretend(fail)
+    with pytest.raises(RunFailed):
+        reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
+    pretend()
+    made = reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
+    assert load_run(made)["attempts"] == 2 and sorted(path.name for path in made.glob(".*")) == [".own"]
+
+
 def test_a_forced_run_killed_between_its_renames_is_mended(toy, tmp_path, pretend):
     calls = pretend()
     once = reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
