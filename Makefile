@@ -28,7 +28,7 @@ test: $(READY)
 	ruff check .
 	codespell
 	pytest -q -n 2 --dist loadgroup
-	nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(reproductions|benchmarks)$$'
+	nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(reproductions|benchmarks|atlas)$$'
 
 lab: $(READY)
 	jupyter lab nbs

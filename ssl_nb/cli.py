@@ -61,19 +61,25 @@ def _stop(error, code):
 
 @app.command("list")
 def list_():
-    "Name every notebook: those to run, with question and run time, and those to explore."
-    from ssl_nb.reproduce import RunRefused, find, lessons, notebooks
+    "Name every notebook: those to run by kind, with question and run time, and those to explore."
+    from ssl_nb.runs.catalog import by_kind, lessons
+    from ssl_nb.runs.folder import RunRefused
 
-    rows = [["name", "question", "run time"]]
-    try: names = notebooks()
+    try: kinds = by_kind()
     except RunRefused as error: _stop(error, 2)
-    for name in names:
-        try: found = find(name)
-        except RunRefused as error: rows.append([name, f"unreadable: {error}", ""])
-        else: rows.append([name, found.question or found.title, found.takes])
-    typer.echo(aligned(rows, widest=90))
+    for kind, names in kinds.items():
+        rows = [_asked(name, path) for name, path in names.items()]
+        typer.echo(aligned([[kind, "question", "run time"], *rows], widest=90) + "\n")
     rows = [["to explore (ssl_nb lab NAME)", "question"], *([name, _title(path)] for name, path in lessons().items())]
-    typer.echo("\n" + aligned(rows, widest=90))
+    typer.echo(aligned(rows, widest=90))
+
+def _asked(name, path):
+    from ssl_nb.runs.folder import RunRefused
+    from ssl_nb.runs.signature import read_notebook
+
+    try: found = read_notebook(path)
+    except RunRefused as error: return [name, f"unreadable: {error}", ""]
+    return [name, found.question or found.title, found.takes]
 
 def _title(path):
     import json
@@ -84,7 +90,7 @@ def _title(path):
 @app.command()
 def show(name: str = typer.Argument(help="A name that `ssl_nb list` prints, or a notebook file.")):
     "Show what a notebook asks, its parameters, and what each scale sets."
-    from ssl_nb.reproduce import RunRefused, find
+    from ssl_nb.runs import RunRefused, find
 
     try: found = find(name)
     except RunRefused as error: _stop(error, 2)
@@ -109,7 +115,7 @@ def reproduce(
     "Run a notebook and keep the result; a run that exists is shown, an interrupted one goes on."
     import signal
 
-    from ssl_nb.reproduce import RunFailed, RunRefused, load_run, reproduce
+    from ssl_nb.runs import RunFailed, RunRefused, load_run, reproduce
 
     def terminated(*_): raise KeyboardInterrupt
     signal.signal(signal.SIGTERM, terminated)  # so that the kernel is stopped too
@@ -125,7 +131,7 @@ def reproduce(
 def _say(line): print(line, flush=True)
 
 def _pairs(words):
-    from ssl_nb.reproduce import RunRefused
+    from ssl_nb.runs import RunRefused
 
     pairs = [word.partition("=") for word in words]
     for name, equals, _ in pairs:
@@ -157,7 +163,7 @@ def results(
     "Show a table over all runs; folders that are no whole runs are named."
     import warnings
 
-    from ssl_nb.reproduce import results_table
+    from ssl_nb.runs import results_table
 
     if not runs.is_dir(): _stop(f"there is no folder {runs}; --runs DIR names the folder of runs", 2)
     with warnings.catch_warnings(record=True) as said:
@@ -216,17 +222,15 @@ def _trained_on(targets):
 
 def _add_rows(table, path):
     "Add rows to a CSV, in place of those of the same encoder, evaluator and data; the file is whole or as it was."
-    import os
-
     import pandas as pd
+
+    from ssl_nb.disk import whole
 
     same = ["encoder", "evaluator", "data"]
     if path.is_file():
         old = pd.read_csv(path)
         table = pd.concat([old[~old.set_index(same).index.isin(table.set_index(same).index)], table])
-    aside = path.with_name(f".{path.name}.part")
-    table.to_csv(aside, index=False)
-    os.replace(aside, path)
+    with whole(path) as aside: table.to_csv(aside, index=False)
     return path
 
 # %% ../nbs/core/08_cli.ipynb #c7a7a911
@@ -247,14 +251,14 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1"):
         typer.echo(f"ssl_nb: {host} lets others connect; whoever can, runs this notebook on this machine", err=True)
     _hand_over("voila", str(_notebook(name)), "--no-browser", f"--Voila.ip={host}", f"--port={port}",
-               "--VoilaExporter.preprocessors=ssl_nb.report.with_mathml",
+               "--VoilaExporter.preprocessors=ssl_nb.runs.report.with_mathml",
                f"--Voila.tornado_settings={{'headers': {{'Content-Security-Policy': \"{_ONLY_HERE}\"}}}}")
 
 # Voila's page asks a server far away for its icons; it carries them too, so the browser is told to stay here.
 _ONLY_HERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
 
 def _notebook(name):
-    from ssl_nb.reproduce import RunRefused, find, lessons
+    from ssl_nb.runs import RunRefused, find, lessons
 
     if name in lessons(): return lessons()[name]
     if name.endswith(".ipynb") and Path(name).is_file(): return Path(name)

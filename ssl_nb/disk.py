@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 # %% ../nbs/core/disk.ipynb #562cceaf
 def cache_folder() -> Path:
     "Where downloads and decoded data are kept: `$SSL_NB_CACHE`, or `~/.cache/ssl_nb`."
@@ -57,9 +54,14 @@ def _add(found, part):
     if isinstance(part, list | tuple):
         found.update(f"of {len(part)}\0".encode())  # where it ends: [[a], b] is not [[a, b]]
         for one in part: _add(found, one)
-    elif isinstance(part, Tensor):
-        x = part.detach().cpu().contiguous()
-        found.update(f"{x.dtype} {tuple(x.shape)}\0".encode())
-        found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))
     elif isinstance(part, str | int | float | bool | None): found.update(f"{type(part).__name__} {part!r}\0".encode())
-    else: raise TypeError(f"cannot take the digest of {type(part).__name__}: its text need not show all that it holds; pass tensors, text or numbers")
+    else: _add_tensor(found, part)
+
+def _add_tensor(found, part):
+    import torch  # here, so that the command line starts without torch
+
+    if not isinstance(part, torch.Tensor):
+        raise TypeError(f"cannot take the digest of {type(part).__name__}: its text need not show all that it holds; pass tensors, text or numbers")
+    x = part.detach().cpu().contiguous()
+    found.update(f"{x.dtype} {tuple(x.shape)}\0".encode())
+    found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))

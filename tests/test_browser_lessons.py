@@ -4,7 +4,7 @@ import shutil
 import pytest
 from browser import WAIT, drawn, open_and_run, shoot, voila
 
-from ssl_nb.reproduce import lessons
+from ssl_nb.runs import lessons
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 

@@ -9,9 +9,8 @@ import pytest
 from test_reproduce import CONCLUDE, SETUP, write_notebook
 from typer.testing import CliRunner
 
-from ssl_nb import reproduce as module
 from ssl_nb.cli import aligned, app, joined
-from ssl_nb.reproduce import Result, RunFailed
+from ssl_nb.runs import Result, Run, RunFailed, attempt
 
 
 @pytest.fixture
@@ -19,15 +18,15 @@ def call(tmp_path, monkeypatch):
     """`call("list")` -> exit code, stdout, stderr; the toy's execution is pretended."""
     folder = write_notebook(tmp_path / "nbs", "toy", SETUP, CONCLUDE)
 
-    def execute(reproduction, values, partial, lock, say):
+    def execute(path, values, partial, lock, say):
         say("epoch 1/1  loss 0.5")
-        (partial / "notebook.ipynb").write_text(reproduction.path.read_text())
+        (partial / "notebook.ipynb").write_text(path.read_text())
         import pandas as pd
 
         table = pd.DataFrame(dict(method=["raw", "ours"], score=[0.5, float("nan")]))
-        module.Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)), table=table)
+        Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)), table=table)
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     monkeypatch.chdir(tmp_path)
 
     def invoke(*words):
@@ -39,13 +38,16 @@ def call(tmp_path, monkeypatch):
     return invoke
 
 
-def test_help_needs_nothing_heavy():
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["show", "first_run"]], ids=" ".join)
+def test_help_and_lists_need_nothing_heavy(words):
     code = (
-        "import sys, ssl_nb.cli; from typer.main import get_command; get_command(ssl_nb.cli.app);"
+        "import sys, ssl_nb.cli, ssl_nb.runs, ssl_nb.disk; from typer.main import get_command;"
+        f"get_command(ssl_nb.cli.app)({words}, standalone_mode=False);"
         "heavy = 'torch', 'numpy', 'pandas', 'duckdb', 'papermill', 'nbformat';"
         "print([name for name in heavy if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_list_and_show(call):
@@ -105,7 +107,7 @@ def test_a_run_that_does_not_end_has_its_exit_code(call, monkeypatch, error, cod
     def execute(*_):
         raise error
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     found, _, err = call("reproduce", "toy")
     assert found == code and message in err
 
@@ -149,6 +151,20 @@ def handed_over(monkeypatch, *words):
 def test_lab_opens_a_lesson_where_it_lies_in_a_checkout(monkeypatch):
     [words], _ = handed_over(monkeypatch, "lab", "views")
     assert words[1:3] == ["-m", "jupyterlab"] and words[3].endswith("nbs/explore/views.ipynb")
+
+
+def test_pages_of_the_atlas_are_listed_by_family_and_opened_by_id(monkeypatch, tmp_path):
+    import ssl_nb
+
+    (tmp_path / "ssl_nb").mkdir()
+    monkeypatch.setattr(ssl_nb, "__file__", str(tmp_path / "ssl_nb" / "__init__.py"))
+    for family, name in (("audio", "hubert"), ("video", "videomae")):
+        write_notebook(tmp_path / "nbs" / "atlas" / family, name, SETUP, CONCLUDE)
+    lines = CliRunner().invoke(app, ["list"]).stdout.splitlines()
+    first = [line.split()[0] for line in lines if line]
+    assert first[:4] == ["atlas/audio", "hubert", "atlas/video", "videomae"] and "Does it count to $n$?" in lines[1]
+    [words], _ = handed_over(monkeypatch, "lab", "videomae")
+    assert words[1:3] == ["-m", "jupyterlab"] and words[3].endswith("nbs/atlas/video/videomae.ipynb")
 
 
 def test_lab_copies_from_an_installed_package_and_keeps_what_the_user_wrote(monkeypatch, tmp_path):

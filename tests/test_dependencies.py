@@ -42,8 +42,9 @@ def code(notebook):
 
 MODALITIES = ("signals_", "graphs_", "text_", "molecules_")  # extras; a module imports their packages only where it needs them
 SOURCES = {str(p.relative_to(ROOT)): (p.read_text, MODALITIES) for p in sorted((ROOT / "ssl_nb").rglob("*.py"))}
-for kind, extras in (("reproductions", ()), ("explore", ()), ("benchmarks", ("bench_",))):  # notebooks that the commands run
-    for path in sorted((ROOT / "nbs" / kind).glob("[!.0-9]*.ipynb")):
+COMMANDS = {"reproductions": (), "explore": (), "benchmarks": ("bench_",), "atlas": MODALITIES}  # notebooks that the commands run
+for kind, extras in COMMANDS.items():
+    for path in sorted((ROOT / "nbs" / kind).rglob("[!.0-9]*.ipynb")):
         SOURCES[str(path.relative_to(ROOT))] = (lambda path=path: code(path), extras)
 
 

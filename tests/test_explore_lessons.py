@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssl_nb.explore import claim
-from ssl_nb.reproduce import lessons
+from ssl_nb.runs import lessons
 
 EXPLORE = sorted((Path(__file__).parent.parent / "nbs" / "explore").glob("*.ipynb"))
 

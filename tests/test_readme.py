@@ -10,11 +10,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ssl_nb.reproduce import find
+from ssl_nb.runs import find
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 NAMED = {p.stem: p for p in (ROOT / "nbs" / "reproductions").glob("*.ipynb")}
+NAMED = {p.stem: p for p in (ROOT / "nbs" / "atlas").glob("*/*.ipynb")} | NAMED
 NAMED |= {f"benchmarks/{p.stem}": p for p in (ROOT / "nbs" / "benchmarks").glob("*.ipynb")}
 TEXT_COLUMNS = ("claim", "what", "protocol", "verdict", "command", "notebook", "question", "run time")  # say what, not how much
 

@@ -20,25 +20,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ssl_nb import reproduce as module
-from ssl_nb.report import page
-from ssl_nb.reproduce import (
+from ssl_nb.runs import (
     Parameter,
     Result,
     Run,
     RunFailed,
     RunRefused,
+    attempt,
     find,
     identity,
+    lessons,
     load_run,
+    lock,
     notebooks,
     read_notebook,
     reproduce,
     resolve,
     results_table,
     scaled,
-    value_of,
 )
+from ssl_nb.runs.catalog import by_kind
+from ssl_nb.runs.parameters import value_of
+from ssl_nb.runs.report import page
 
 PARAMETERS = """scale: str = "laptop"  # smoke | laptop | paper
 epochs: int = None  # None: what the scale says
@@ -47,7 +50,7 @@ widths: list[int] = [64, 128]
 mixed: bool = False
 out: str = ""  # folder of this run"""
 SETUP = """import os, sys
-from ssl_nb.reproduce import Result, Run, scaled
+from ssl_nb.runs import Result, Run, scaled
 p = scaled(scale, smoke=dict(epochs=1), laptop=dict(epochs=3), given=dict(epochs=epochs))
 run = Run(out)"""
 CONCLUDE = 'run.conclude(Result("it counts", p.epochs, baseline=0, interval=(p.epochs - 1, p.epochs + 1)))'
@@ -57,7 +60,7 @@ PROSE = "# Toy\n\nDoes it [count](https://paper.example) to $n$? Yes.\n\n*Run ti
 def write_notebook(folder, name, *cells, parameters=PARAMETERS, prose=PROSE):
     nb = new_notebook(cells=[new_markdown_cell(prose), *map(new_code_cell, [parameters, *cells])])
     nb.cells[1].metadata["tags"] = ["parameters"]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, folder / f"{name}.ipynb")
     return folder
 
@@ -73,13 +76,13 @@ def pretend(monkeypatch):
     calls = []
 
     def install(act=lambda folder: None):
-        def execute(reproduction, values, partial, lock, say):
+        def execute(path, values, partial, lock, say):
             calls.append(sorted(path.name for path in partial.iterdir()))
             act(partial)
-            shutil.copy(reproduction.path, partial / "notebook.ipynb")
+            shutil.copy(path, partial / "notebook.ipynb")
             Run(partial).conclude(Result("it counts", 1.0, baseline=0.0, interval=(0.5, 1.5)))
 
-        monkeypatch.setattr(module, "_execute", execute)
+        monkeypatch.setattr(attempt, "execute", execute)
         return calls
 
     return install
@@ -140,6 +143,33 @@ def test_every_notebook_of_the_package_can_be_read():
         assert found.title and found.question, name
         assert "scale" in found.parameters, name
         assert name.startswith("benchmarks/") or {"smoke", "laptop", "paper"} <= set(found.scales), name
+
+
+def test_every_page_has_a_name_of_its_own():
+    kinds = by_kind()
+    names = [name for names in kinds.values() for name in names] + list(lessons())
+    assert len(notebooks()) == sum(map(len, kinds.values()))
+    assert {name for name in names if names.count(name) > 1} <= {"collapse"}  # a lesson and a study of it
+    nbs = Path(__file__).parents[1] / "nbs"
+    pages = [*nbs.glob("reproductions/*.ipynb"), *nbs.glob("benchmarks/*.ipynb"), *nbs.glob("atlas/*/*.ipynb")]
+    assert sorted(notebooks().values()) == sorted(pages)
+
+
+def test_a_page_of_the_atlas_is_found_by_its_id_in_its_family(tmp_path, monkeypatch):
+    import ssl_nb
+
+    (tmp_path / "ssl_nb").mkdir()
+    monkeypatch.setattr(ssl_nb, "__file__", str(tmp_path / "ssl_nb" / "__init__.py"))
+    write_notebook(tmp_path / "nbs" / "reproductions", "toy", SETUP, CONCLUDE)
+    for family, name in (("video", "videomae"), ("video", "video_jepa"), ("audio", "hubert"), ("_drafts", "none")):
+        write_notebook(tmp_path / "nbs" / "atlas" / family, name, SETUP, CONCLUDE)
+    assert {kind: list(names) for kind, names in by_kind().items()} == {
+        "reproductions": ["toy"], "atlas/audio": ["hubert"], "atlas/video": ["video_jepa", "videomae"]
+    }
+    assert list(notebooks()) == ["toy", "hubert", "video_jepa", "videomae"]
+    assert find("videomae").path == tmp_path / "nbs" / "atlas" / "video" / "videomae.ipynb"
+    with pytest.raises(RunRefused, match="did you mean 'videomae'"):
+        find("VideoMEA")
 
 
 def test_own_folders_come_first_and_a_path_is_a_name(toy, monkeypatch, tmp_path):
@@ -412,6 +442,20 @@ def test_force_throws_an_unforced_partial_away(toy, tmp_path, pretend):
     assert "train" not in calls[-1]
 
 
+def test_what_a_killed_process_left_half_written_is_no_part_of_the_run(toy, tmp_path, pretend):
+    def fail(folder):
+        (folder / ".metrics.jsonl-12-34").write_text('{"epoch": 1, "lo')
+        (folder / ".own").touch()
+        raise RunFailed("killed")
+
+    pretend(fail)
+    with pytest.raises(RunFailed):
+        reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
+    pretend()
+    made = reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
+    assert load_run(made)["attempts"] == 2 and sorted(path.name for path in made.glob(".*")) == [".own"]
+
+
 def test_a_forced_run_killed_between_its_renames_is_mended(toy, tmp_path, pretend):
     calls = pretend()
     once = reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
@@ -420,10 +464,10 @@ def test_a_forced_run_killed_between_its_renames_is_mended(toy, tmp_path, preten
 
 
 def test_a_notebook_without_a_conclusion_is_no_run(toy, tmp_path, monkeypatch):
-    def execute(reproduction, values, partial, lock, say):
-        shutil.copy(reproduction.path, partial / "notebook.ipynb")
+    def execute(path, values, partial, lock, say):
+        shutil.copy(path, partial / "notebook.ipynb")
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr(attempt, "execute", execute)
     with pytest.raises(RunFailed, match="without run.conclude"):
         reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
     assert not list((tmp_path / "runs").glob("toy-*"))
@@ -448,7 +492,7 @@ def test_two_processes_cannot_write_one_run_and_a_stale_lock_does_not_block(toy,
 
 def test_a_lock_held_by_the_kernel_of_a_killed_command_is_waited_for(toy, tmp_path, pretend, monkeypatch):
     pretend()
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
     found, said = find("toy", [toy]), []
     run = identity(found, resolve(found, {}))
     (tmp_path / "runs" / ".locks").mkdir(parents=True)
@@ -472,7 +516,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(attempt.tempfile, "TemporaryFile", read_only)
     with pytest.raises(RunRefused, match="Read-only file system"):
         reproduce("toy", runs=tmp_path / "runs", folders=[toy], say=str)
     assert not calls
@@ -690,11 +734,14 @@ def wheel(tmp_path_factory):
     if not (root / "setup.py").exists():
         pytest.skip("no checkout")
     base = tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests", "_docs"
-    )
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "_docs")
+
+    def skip(folder, names):
+        return {*unwanted(folder, names), *({"runs"} if Path(folder) == root else ())}  # results, not the package of that name
+
     shutil.copytree(root, base / "source", ignore=skip)
     write_notebook(base / "source" / "nbs" / "reproductions", "toy", SETUP, CONCLUDE)
+    write_notebook(base / "source" / "nbs" / "atlas" / "toys", "rattle", SETUP, CONCLUDE)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", base, base / "source"]
     made = subprocess.run(build, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
@@ -707,7 +754,7 @@ def test_the_wheel_holds_every_module_and_notebook(wheel):
     source, site = wheel / "source", wheel / "site" / "ssl_nb"
     for path in (source / "ssl_nb").rglob("*.py"):
         assert (site / path.relative_to(source / "ssl_nb")).is_file(), path
-    for kind in ("reproductions", "benchmarks", "explore"):
+    for kind in ("reproductions", "benchmarks", "explore", "atlas/toys"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
     files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md")}
@@ -725,7 +772,9 @@ def test_the_commands_work_from_the_wheel(wheel, tmp_path):
     load = where + "from ssl_nb.data import load; print(load('mnist_small'))"
     loaded = subprocess.run([sys.executable, "-c", load], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert loaded.stdout.startswith("mnist_small: 10,000 train and 2,000 test"), loaded.stderr
-    assert "toy" in ssl_nb("list").stdout and "learning rate" in ssl_nb("show", "toy").stdout
+    listed = ssl_nb("list").stdout
+    assert "toy" in listed and "atlas/toys" in listed and "learning rate" in ssl_nb("show", "rattle").stdout
+    assert "learning rate" in ssl_nb("show", "toy").stdout
     made = ssl_nb("reproduce", "toy")
     assert made.returncode == 0, made.stderr
     (run,) = (tmp_path / "runs").glob("toy-*")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ssl_nb.evaluators.scores import paired_difference, seed_score
-from ssl_nb.reproduce import load_run, notebooks, reproduce
-from ssl_nb.verdicts import Result
+from ssl_nb.runs import load_run, notebooks, reproduce
+from ssl_nb.runs.verdicts import Result
 
 
 def quiet(_):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from ssl_nb.reproduce import find, notebooks
-from ssl_nb.verdicts import VERDICTS
+from ssl_nb.runs import find, notebooks
+from ssl_nb.runs.verdicts import VERDICTS
 
 CLAIMS = {"first_run": 3, "collapse": 4, "barlow_twins": 2, "label_free": 5, "dist_shape": 6, "ood_ranking": 3}
 GATES = dict.fromkeys(CLAIMS, "untrained (?:encoder|start)")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_nb import timing
-from ssl_nb.timing import BusyMachine, Spread, against, in_words, interleave, quiet, spread, times_as_fast
+from ssl_nb.runs import timing
+from ssl_nb.runs.timing import BusyMachine, Spread, against, in_words, interleave, quiet, spread, times_as_fast
 
 BENCHMARKS = sorted((Path(__file__).parent.parent / "nbs" / "benchmarks").glob("*.ipynb"))
 
@@ -84,4 +84,4 @@ def test_every_benchmark_measures_by_the_same_rules(path):
     text = code(path)
     assert "quiet(busy or scale == \"smoke\")" in text and "busy: bool = False" in text
     assert "min(times" not in text and "best_of" not in text  # medians with a spread
-    assert ".copy_(source)" not in text  # bandwidth is defined once, in ssl_nb.timing
+    assert ".copy_(source)" not in text  # bandwidth is defined once, in ssl_nb.runs.timing

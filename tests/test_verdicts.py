@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from ssl_nb.evaluators.scores import holm, paired_difference
-from ssl_nb.reproduce import Run
-from ssl_nb.verdicts import VERDICTS, Claim, Conclusion, Evidence, Gate, Result, detectable, judge, results_html, verdict
+from ssl_nb.runs import Run
+from ssl_nb.runs.verdicts import VERDICTS, Claim, Conclusion, Evidence, Gate, Result, detectable, judge, results_html, verdict
 
 ABOVE = (0.0, math.inf)
 A = [0.91, 0.90, 0.93, 0.92, 0.91, 0.92]
