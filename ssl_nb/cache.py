@@ -8,7 +8,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .disk import cache_folder, whole

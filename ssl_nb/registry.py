@@ -36,21 +36,16 @@ class Registry(Mapping):
     @property
     def entries(self) -> dict[str, Entry]:
         "All entries by name: ours, then those of other packages, which cannot replace ours."
-        if self._theirs is None:
-            points = importlib.metadata.entry_points(group=self.group) if self.group else ()
-            self._theirs = {point.name: Entry(point.value) for point in points}
+        if self._theirs is None: self._theirs = _of_other_packages(self.group)
         return {**self._theirs, **self._own}
 
     def __iter__(self) -> Iterator[str]: return iter(sorted(self.entries))
-
     def __len__(self) -> int: return len(self.entries)
-
     def __contains__(self, name) -> bool: return name in self.entries
 
     def __getitem__(self, name: str):
         entry = self.entry(name)
-        with self._explained(name, entry):
-            return _imported(entry.target) if isinstance(entry.target, str) else entry.target
+        with _explained(self.kind, name, entry): return _imported(entry.target) if isinstance(entry.target, str) else entry.target
 
     def entry(self, name: str) -> Entry:
         "What is known about a name; ValueError with the nearest known name for an unknown one."
@@ -84,17 +79,7 @@ class Registry(Mapping):
         "Call a part. Raises ValueError for an option that it does not take, with the nearest one that it does."
         part = self[name]
         check_options(f"{self.kind} {name!r}", part, options)
-        with self._explained(name, self.entry(name)):
-            return part(*given, **options)
-
-    @contextmanager
-    def _explained(self, name, entry):
-        "Say which extra is missing where an import fails."
-        try: yield
-        except ModuleNotFoundError as error:
-            if not entry.needs: raise
-            raise ModuleNotFoundError(f"the {self.kind} {name!r} needs {error.name}, which is not installed. Install it by: "
-                                      f"pip install 'ssl_nb[{entry.needs}]'", name=error.name) from error
+        with _explained(self.kind, name, self.entry(name)): return part(*given, **options)
 
     def __repr__(self): return f"Registry of {len(self)} {self.kind}s: {', '.join(self)}"
 
@@ -102,6 +87,21 @@ class Registry(Mapping):
 def _imported(target: str):
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _of_other_packages(group: str) -> dict[str, Entry]:
+    points = importlib.metadata.entry_points(group=group) if group else ()
+    return {point.name: Entry(point.value) for point in points}
+
+
+@contextmanager
+def _explained(kind: str, name: str, entry: Entry):
+    "Say which extra is missing where an import fails."
+    try: yield
+    except ModuleNotFoundError as error:
+        if not entry.needs: raise
+        raise ModuleNotFoundError(f"the {kind} {name!r} needs {error.name}, which is not installed. Install it by: "
+                                  f"pip install 'ssl_nb[{entry.needs}]'", name=error.name) from error
 
 
 def check_options(

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -71,6 +72,37 @@ def shared_data():
     if not DATA.is_dir():
         pytest.skip("SSL_NB_DATA names no folder")
     return DATA
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    "A function that writes files into a folder of a new SSL_NB_DATA. Returns the folder, and the files with their checksums."
+    from ssl_nb.data import File
+
+    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path / "given"))
+    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
+
+    def write(folder, contents):
+        for name, content in contents.items():
+            path = tmp_path / "given" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        files = tuple(File(name, hashlib.md5(content).hexdigest()) for name, content in contents.items())
+        return tmp_path / "given" / folder, files
+
+    return write
+
+
+@pytest.fixture
+def given(made_up, monkeypatch):
+    "A function that writes the files of a data set of a module, which then expects their checksums. Returns their folder."
+
+    def put(module, key, contents, folder=None):
+        place, files = made_up(folder or key, contents)
+        monkeypatch.setitem(module._FILES, key, files)
+        return place
+
+    return put
 
 
 @pytest.fixture(scope="session")

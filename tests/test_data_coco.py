@@ -1,6 +1,5 @@
 """COCO in small: made-up archives in its layout, captions, outlines and boxes; the real one where SSL_NB_DATA has it."""
 
-import hashlib
 import io
 import json
 import os
@@ -12,7 +11,7 @@ import torch
 from real_data import needs, real
 from torchvision.io import encode_jpeg
 
-from ssl_nb.data import File, coco, load
+from ssl_nb.data import coco, load
 from ssl_nb.data.coco import LICENSES, captions_of, tiny_coco
 from ssl_nb.data.text import texts
 
@@ -56,17 +55,13 @@ def archive(**changes):
 
 
 @pytest.fixture
-def put(tmp_path, monkeypatch):
+def put(made_up, monkeypatch):
     "Writes a made-up archive, with its checksum."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path / "given"))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
 
     def write(content):
-        path = tmp_path / "given" / "tiny_coco" / "tiny_coco.zip"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        monkeypatch.setattr(coco, "_FILE", File(path.name, hashlib.md5(content).hexdigest()))
-        return path
+        folder, [file] = made_up("tiny_coco", {"tiny_coco.zip": content})
+        monkeypatch.setattr(coco, "_FILE", file)
+        return folder / file.name
 
     return write
 

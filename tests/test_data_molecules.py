@@ -1,14 +1,13 @@
 """Molecules: tables and SDF files in the same format, a known molecule, scaffolds; the real sets where SSL_NB_DATA has them."""
 
 import gzip
-import hashlib
 import sys
 
 import pytest
 import torch
 from real_data import needs
 
-from ssl_nb.data import File, Split, holdout, load
+from ssl_nb.data import Split, holdout, load
 from ssl_nb.data import molecules as module
 from ssl_nb.data.molecules import BOND_TYPES, molecule_graph, molecules, scaffold_split
 from ssl_nb.data.text import texts
@@ -29,17 +28,13 @@ def esol_text(rows=TABLE):
 
 
 @pytest.fixture
-def put(tmp_path, monkeypatch):
+def put(made_up, monkeypatch):
     "Writes a made-up file for a subset, with its checksum."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path / "given"))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
 
     def write(subset, content):
-        path = tmp_path / "given" / "molecules" / module._FILES[subset].name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        monkeypatch.setitem(module._FILES, subset, File(path.name, hashlib.md5(content).hexdigest()))
-        return path
+        folder, [file] = made_up("molecules", {module._FILES[subset].name: content})
+        monkeypatch.setitem(module._FILES, subset, file)
+        return folder / file.name
 
     return write
 

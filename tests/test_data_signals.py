@@ -1,6 +1,5 @@
 """Signals: recordings, windows and beats from made-up files; the real ones where SSL_NB_DATA has them."""
 
-import hashlib
 import io
 import wave
 import zipfile
@@ -11,24 +10,7 @@ import torch
 from real_data import needs
 
 from ssl_nb import data
-from ssl_nb.data import File, ecg, signals
-
-
-@pytest.fixture
-def given(tmp_path, monkeypatch):
-    "A function that puts files of a data set into an empty SSL_NB_DATA and makes their checksums the expected ones."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
-
-    def put(module, key, folder, **contents):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        for name, content in contents.items():
-            (tmp_path / folder / name).write_bytes(content)
-        files = tuple(File(name, hashlib.md5(content).hexdigest()) for name, content in contents.items())
-        monkeypatch.setitem(module._FILES, key, files)
-        return tmp_path / folder
-
-    return put
+from ssl_nb.data import ecg, signals
 
 
 def disjoint(one, other):
@@ -68,7 +50,7 @@ def archive(speakers=("ann", "bob", "cyd"), takes=7, **more):
 
 
 def put_speech(given, content):
-    return given(signals, "fsdd", "fsdd", **{"recordings.zip": content})
+    return given(signals, "fsdd", {"recordings.zip": content})
 
 
 def test_digits_are_split_by_speaker_or_by_take(given):
@@ -150,7 +132,7 @@ def arff(eeg, state, names=signals._EEG):
 
 
 def put_eeg(given, content):
-    given(signals, "eeg_eye_state", "eeg_eye_state", **{"EEG Eye State.arff": content})
+    given(signals, "eeg_eye_state", {"EEG Eye State.arff": content})
 
 
 def made_up_eeg():
@@ -228,7 +210,7 @@ def test_windows_that_do_not_fit_are_refused():
 
 
 def put_ett(given, rows, header="date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT"):
-    given(signals, "ETTh1", "ett", **{"ETTh1.csv": "\n".join([header, *rows]).encode()})
+    given(signals, "ETTh1", {"ETTh1.csv": "\n".join([header, *rows]).encode()}, "ett")
 
 
 def hours(n, change=lambda i: 0):
@@ -279,12 +261,12 @@ def test_a_broken_series_is_refused(given, rows, header, word):
 
 def test_the_short_series_are_split_by_time(given):
     days = "\n".join(['"Date","Temp"', *(f'"1981-01-01",{i}' for i in range(3650))]).encode()
-    given(signals, "daily_min_temperatures", "tabular", **{"daily-min-temperatures.csv": days})
+    given(signals, "daily_min_temperatures", {"daily-min-temperatures.csv": days}, "tabular")
     d = data.load("daily_min_temperatures")
     assert d.train["future"].max() == 8 * 365 - 1 and d.test["series"].min() == 8 * 365 and d.test["future"].max() == 3649
     assert disjoint(d.train["block"], d.test["block"])
     months = "\n".join(['"Month","Sunspots"', *(f'"1749-01",{i}' for i in range(2820))]).encode()
-    given(signals, "monthly_sunspots", "tabular", **{"monthly-sunspots.csv": months})
+    given(signals, "monthly_sunspots", {"monthly-sunspots.csv": months}, "tabular")
     d = data.load("monthly_sunspots")
     assert d.train["future"].max() == 2243 and d.test["series"].min() == 2244 and disjoint(d.train["block"], d.test["block"])
     assert d.spec.shape == (1, 132)
@@ -359,7 +341,7 @@ def put_record(given, tmp_path, key="100", folder="ecg_wfdb", **how):
     signal, at = write_record(made, key, **how)
     contents = {p.name: p.read_bytes() for p in sorted(made.glob(f"{key}.*"))}
     ordered = dict(sorted(contents.items(), key=lambda item: not item[0].endswith(".hea")))
-    given(ecg, key, folder, **ordered)
+    given(ecg, key, ordered, folder)
     return signal, at
 
 
@@ -395,7 +377,7 @@ def test_recordings_are_joined_at_one_rate_and_split_whole(given, tmp_path, monk
     put_record(given, tmp_path, "s0010_re", rate=1000, units=("mV",))
     content = io.BytesIO()
     np.savez(content, ecg=(beating(60, 360)[0] * 200 + 1024).round().numpy().astype(np.uint16))
-    given(ecg, "208", "ecg_scipy", **{"ecg.dat": content.getvalue()})
+    given(ecg, "208", {"ecg.dat": content.getvalue()}, "ecg_scipy")
     d = data.load("ecg_beats", test_recordings=("208", "a103l"))
     assert disjoint(d.train["recording"], d.test["recording"]) and d.spec.group == "recording"
     names = d.spec.values["recording"]
@@ -411,9 +393,9 @@ def test_recordings_are_joined_at_one_rate_and_split_whole(given, tmp_path, monk
 
 def test_a_broken_record_is_refused(given, tmp_path):
     put_record(given, tmp_path, symbols=lambda n: ["N"] * n)
-    folder = tmp_path / "ecg_wfdb"
+    folder = tmp_path / "given" / "ecg_wfdb"
     contents = {p.name: p.read_bytes() for p in sorted(folder.glob("100.*"), key=lambda p: p.suffix != ".hea")}
-    given(ecg, "100", "ecg_wfdb", **{**contents, "100.dat": contents["100.dat"][:1001]})
+    given(ecg, "100", {**contents, "100.dat": contents["100.dat"][:1001]}, "ecg_wfdb")
     with pytest.raises(ValueError, match="100.hea .*WFDB cannot read the record"):
         data.load("ecg_wfdb")
     (folder / "100.dat").write_bytes(contents["100.dat"][:1000])

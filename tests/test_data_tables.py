@@ -1,7 +1,6 @@
 """Tables: numbers, categories and missing values from made-up files; the real ones where SSL_NB_DATA has them."""
 
 import dataclasses
-import hashlib
 
 import numpy as np
 import pytest
@@ -9,22 +8,17 @@ import torch
 from real_data import needs
 
 from ssl_nb import data
-from ssl_nb.data import File, Spec, tables
+from ssl_nb.data import Spec, tables
 
 
 @pytest.fixture
-def given(tmp_path, monkeypatch):
-    "A function that puts files of a table into an empty SSL_NB_DATA and makes their checksums the expected ones."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
+def given(made_up, monkeypatch):
+    "A function that writes the files of a table, which then expects their checksums. Returns their folder."
 
-    def put(table, **contents):
-        (tmp_path / "tabular").mkdir(exist_ok=True)
-        for name, content in contents.items():
-            (tmp_path / "tabular" / name).write_bytes(content)
-        files = tuple(File(name, hashlib.md5(content).hexdigest()) for name, content in contents.items())
+    def put(table, contents):
+        folder, files = made_up("tabular", contents)
         monkeypatch.setitem(tables._TABLES, table, dataclasses.replace(tables._TABLES[table], files=files))
-        return tmp_path / "tabular"
+        return folder
 
     return put
 
@@ -45,7 +39,7 @@ def adult(*changes, end=""):
 
 
 def put_adult(given):
-    return given("adult", **{"adult-train.csv": adult({}, {"workclass": "?", "age": "?"}, {"sex": "Female", "class": ">50K"}),
+    return given("adult", {"adult-train.csv": adult({}, {"workclass": "?", "age": "?"}, {"sex": "Female", "class": ">50K"}),
                              "adult-test.csv": adult({"workclass": "Private"}, {}, end=".")})
 
 
@@ -79,7 +73,7 @@ def wine(change=lambda i, j: 0):
 
 
 def test_the_split_is_stratified_and_divides_no_copies(given):
-    given("wine", **{"wine.csv": wine()})
+    given("wine", {"wine.csv": wine()})
     d = data.load("tabular", table="wine")
     assert d.spec.shape == (13,) and d.train.inputs == "numbers" and "categories" not in d.train and d.spec.values == {}
     assert not set(d.train["record"].tolist()) & set(d.test["record"].tolist())
@@ -91,10 +85,10 @@ def test_the_split_is_stratified_and_divides_no_copies(given):
 
 
 def test_test_rows_do_not_change_the_train_rows(given):
-    given("wine", **{"wine.csv": wine()})
+    given("wine", {"wine.csv": wine()})
     before = data.load("tabular", table="wine")
     held = set(before.test["record"].tolist())
-    given("wine", **{"wine.csv": wine(lambda i, j: 1000 * (i in held))})
+    given("wine", {"wine.csv": wine(lambda i, j: 1000 * (i in held))})
     after = data.load("tabular", table="wine")
     assert torch.equal(before.train["numbers"], after.train["numbers"]) and before.spec == after.spec
     assert not torch.equal(before.test["numbers"], after.test["numbers"])
@@ -102,7 +96,7 @@ def test_test_rows_do_not_change_the_train_rows(given):
 
 def test_zeros_that_cannot_be_are_missing(given):
     rows = [f"0,{90 + i},0,20,0,0.0,0.5,{30 + i},{i % 2}" for i in range(20)]
-    given("pima", **{"pima-indians-diabetes.csv": "\n".join(rows).encode()})
+    given("pima", {"pima-indians-diabetes.csv": "\n".join(rows).encode()})
     d = data.load("tabular", table="pima")
     missing = d.train["numbers"].isnan()
     assert missing.all(0).tolist() == missing.any(0).tolist() == [False, False, True, False, True, True, False, False]
@@ -120,7 +114,7 @@ def test_zeros_that_cannot_be_are_missing(given):
     ],
 )
 def test_a_broken_table_is_refused(given, content, word):
-    given("wine", **{"wine.csv": content})
+    given("wine", {"wine.csv": content})
     with pytest.raises(ValueError, match=word) as error:
         data.load("tabular", table="wine")
     assert "wine.csv" in str(error.value) and "Delete it and load again" in str(error.value)

@@ -1,6 +1,5 @@
 """Text: bytes and strings, and loaders on made-up files; the real ones where SSL_NB_DATA has them."""
 
-import hashlib
 import io
 import tarfile
 
@@ -11,24 +10,7 @@ from hypothesis import strategies as st
 from real_data import needs
 
 from ssl_nb import data
-from ssl_nb.data import File, Ragged, text
-
-
-@pytest.fixture
-def given(tmp_path, monkeypatch):
-    "A function that puts files of a data set into an empty SSL_NB_DATA and makes their checksums the expected ones."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
-
-    def put(key, contents, folder=None):
-        for name, content in contents.items():
-            path = tmp_path / (folder or key) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        monkeypatch.setitem(text._FILES, key, tuple(File(n, hashlib.md5(c).hexdigest()) for n, c in contents.items()))
-        return tmp_path / (folder or key)
-
-    return put
+from ssl_nb.data import Ragged, text
 
 
 def disjoint(one, other):
@@ -74,7 +56,7 @@ def play(speeches=400):
 @pytest.mark.parametrize("length", [1, 20, 100, 1000])
 def test_passages_are_the_whole_play_in_whole_lines(given, length):
     content = play()
-    given("text_tinyshakespeare", {"input.txt": content})
+    given(text, "text_tinyshakespeare", {"input.txt": content})
     d = data.load("text_tinyshakespeare", length=length)
     passages = text.texts(d.train["text"]) + text.texts(d.test["text"])
     assert "".join(passages).encode() == content
@@ -85,7 +67,7 @@ def test_passages_are_the_whole_play_in_whole_lines(given, length):
 
 
 def test_the_speaker_is_the_one_who_speaks_at_the_start(given):
-    given("text_tinyshakespeare", {"input.txt": play()})
+    given(text, "text_tinyshakespeare", {"input.txt": play()})
     d = data.load("text_tinyshakespeare", length=1)
     names = d.spec.values["speaker"]
     assert names == ("A MAN", "B MAN", "C MAN")
@@ -102,7 +84,7 @@ def test_the_speaker_is_the_one_who_speaks_at_the_start(given):
 
 
 def test_passages_that_leave_no_test_split_are_refused(given):
-    given("text_tinyshakespeare", {"input.txt": play(20)})
+    given(text, "text_tinyshakespeare", {"input.txt": play(20)})
     with pytest.raises(ValueError, match="leave one side of the split empty; take a shorter length"):
         data.load("text_tinyshakespeare", length=100_000)
     with pytest.raises(ValueError, match="wants a length of 1 byte or more, got 0"):
@@ -110,7 +92,7 @@ def test_passages_that_leave_no_test_split_are_refused(given):
 
 
 def test_a_file_with_another_checksum_or_no_file_is_refused(given):
-    folder = given("text_tinyshakespeare", {"input.txt": play()})
+    folder = given(text, "text_tinyshakespeare", {"input.txt": play()})
     (folder / "input.txt").write_bytes(play()[:-1])
     with pytest.raises(ValueError, match="input.txt .* its md5 is .* Delete it and load again"):
         data.load("text_tinyshakespeare")
@@ -140,7 +122,7 @@ def wiki(titles):
 
 
 def test_articles_have_paragraphs_and_titles(given):
-    given("text_wikitext2", {"valid.txt": wiki(["Moon", "The = sign"]), "test.txt": wiki(["Sun"])})
+    given(text, "text_wikitext2", {"valid.txt": wiki(["Moon", "The = sign"]), "test.txt": wiki(["Sun"])})
     d = data.load("text_wikitext2")
     assert text.texts(d.train["text"])[:3] == ["Moon one .", "= 1 <unk> k =", "Moon two ."]
     assert d.spec.values["article"] == ("Moon", "The = sign", "Sun") and d.spec.group == "article"
@@ -154,7 +136,7 @@ def test_articles_have_paragraphs_and_titles(given):
     "content, word", [(b" no title \n", "before the first title"), (b"", "has no title"), (b"\xff", "no UTF-8")]
 )
 def test_a_broken_wiki_file_is_refused(given, content, word):
-    given("text_wikitext2", {"valid.txt": content, "test.txt": wiki(["Sun"])})
+    given(text, "text_wikitext2", {"valid.txt": content, "test.txt": wiki(["Sun"])})
     with pytest.raises(ValueError, match=word):
         data.load("text_wikitext2")
 
@@ -191,7 +173,7 @@ def legal_files():
 
 
 def test_a_document_of_several_tasks_is_on_one_side(given):
-    given("legal_text", legal_files())
+    given(text, "legal_text", legal_files())
     d = data.load("legal_text")
     assert len(d.train) + len(d.test) == 18 and d.spec.group == "document" and d.spec.classes == ("no", "yes")
     assert disjoint(d.train["document"], d.test["document"])
@@ -206,7 +188,7 @@ def test_a_document_of_several_tasks_is_on_one_side(given):
 
 
 def test_one_task_is_not_its_family(given):
-    given("legal_text", legal_files())
+    given(text, "legal_text", legal_files())
     d = data.load("legal_text", task="learned_hands_courts")
     assert d.spec.values["task"] == ("learned_hands_courts",) and len(d.train) + len(d.test) == 9
     bills = data.load("legal_text", task="corporate_lobbying")
@@ -214,7 +196,7 @@ def test_one_task_is_not_its_family(given):
 
 
 def test_the_task_without_classes_has_answers_and_its_own_split(given):
-    given("legal_text", legal_files())
+    given(text, "legal_text", legal_files())
     d = data.load("legal_text", task="ssla_individual_defendants")
     assert text.texts(d.train["answer"]) == ["A, B"] and text.texts(d.test["text"]) == ["other", "third"] and d.spec.classes == ()
 
@@ -230,7 +212,7 @@ def test_the_task_without_classes_has_answers_and_its_own_split(given):
     ],
 )
 def test_a_broken_tsv_file_is_refused(given, content, word):
-    given("legal_text", {"learned_hands_crime/train.tsv": content})
+    given(text, "legal_text", {"learned_hands_crime/train.tsv": content})
     with pytest.raises(ValueError, match=word):
         data.load("legal_text")
 
@@ -270,7 +252,7 @@ def reviews(n=40, **more):
 
 
 def test_reviews_are_split_by_fold(given):
-    given("review_polarity", {"review_polarity.tar.gz": reviews()}, "tabular")
+    given(text, "review_polarity", {"review_polarity.tar.gz": reviews()}, "tabular")
     d = data.load("review_polarity")
     assert (len(d.train), len(d.test)) == (72, 8) and d.test["fold"].tolist() == [9] * 8
     for split in (d.train, d.test):
@@ -288,7 +270,7 @@ def test_reviews_are_split_by_fold(given):
     ],
 )
 def test_a_broken_archive_of_reviews_is_refused(given, content, word):
-    given("review_polarity", {"review_polarity.tar.gz": content}, "tabular")
+    given(text, "review_polarity", {"review_polarity.tar.gz": content}, "tabular")
     with pytest.raises(ValueError, match=word):
         data.load("review_polarity")
 

@@ -1,6 +1,5 @@
 """Video: moving digits against their own factors, made-up zips of frames; the real ones where SSL_NB_DATA has them."""
 
-import hashlib
 import io
 import math
 import zipfile
@@ -10,7 +9,7 @@ import torch
 from real_data import needs
 from torchvision.io import encode_jpeg, encode_png
 
-from ssl_nb.data import File, load, video
+from ssl_nb.data import load, video
 from ssl_nb.data.video import DIRECTIONS, SEQUENCES, clips, davis16, direction_of, moving_digits, video_sam2_bedroom
 
 # ---- moving digits
@@ -114,17 +113,13 @@ def davis_files(frames=5):
 
 
 @pytest.fixture
-def put(tmp_path, monkeypatch):
+def put(made_up, monkeypatch):
     "Writes a made-up zip for a set, with its checksum."
-    monkeypatch.setenv("SSL_NB_DATA", str(tmp_path / "given"))
-    monkeypatch.setenv("SSL_NB_CACHE", str(tmp_path / "cache"))
 
     def write(constant, folder, content):
-        path = tmp_path / "given" / folder / getattr(video, constant).name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        monkeypatch.setattr(video, constant, File(path.name, hashlib.md5(content).hexdigest()))
-        return path
+        folder, [file] = made_up(folder, {getattr(video, constant).name: content})
+        monkeypatch.setattr(video, constant, file)
+        return folder / file.name
 
     return write
 

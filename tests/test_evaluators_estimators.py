@@ -12,8 +12,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ssl_nb.evaluators import knn, linear_probe
 from ssl_nb.evaluators.estimators import KNNClassifier, LinearProbe, NeuralPredictivity, OODDetector
+from ssl_nb.evaluators.predictivity import neural_predictivity
 from ssl_nb.evaluators.robustness import ood_scores
-from ssl_nb.evaluators.similarity import neural_predictivity
 
 X, Y = load_digits(return_X_y=True)
 KNOWN = Y < 7

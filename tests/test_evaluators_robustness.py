@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_nb.evaluators import robustness as rb
-from ssl_nb.evaluators.robustness import detection, disrupt_shape, odd_one_out, ood_scores, shape_sensitivity
+from ssl_nb.evaluators.robustness import detection, ood_scores
+from ssl_nb.evaluators.shape import _seam, disrupt_shape, odd_one_out, shape_sensitivity
 
 X, Y = load_digits(return_X_y=True)
 KNOWN = Y < 7
@@ -299,7 +300,7 @@ def test_quilting_uses_the_image_evenly():
 
 def test_seam_is_the_cheapest_path():
     cost = torch.rand(30, 6, 3, generator=gen())
-    seams = rb._seam(cost, 8).sum(2)
+    seams = _seam(cost, 8).sum(2)
     assert ((seams[:, 1:] - seams[:, :-1]).abs() <= 1).all()
     best = []
     for one in cost:

@@ -8,15 +8,8 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA, PLSRegression
 from sklearn.datasets import load_digits
 
-from ssl_nb.evaluators.similarity import (
-    _feature_side,
-    _gram_side,
-    cca,
-    cka,
-    fit_readout,
-    neural_predictivity,
-    noise_ceiling,
-)
+from ssl_nb.evaluators.predictivity import fit_readout, neural_predictivity, noise_ceiling, squared_median
+from ssl_nb.evaluators.similarity import _feature_side, _gram_side, cca, cka
 
 X, Y = load_digits(return_X_y=True)
 PCS = (X - X.mean(0)) @ np.linalg.svd(X - X.mean(0), full_matrices=False)[2][:3].T
@@ -198,8 +191,6 @@ def test_pls_is_that_of_scikit_learn_on_the_same_splits():
 
 
 def test_a_negative_median_predicts_nothing():
-    from ssl_nb.evaluators.similarity import squared_median
-
     assert squared_median(np.array([-0.9, -0.8, 0.1])) == 0 and squared_median(np.array([0.5])) == 0.25
 
 

@@ -56,6 +56,17 @@ def test_numbers_are_those_of_the_evaluators_themselves(network, digits):
     assert found.low["knn"] < found.value["knn"] < found.high["knn"] and found.of["knn"] == "examples"
 
 
+def test_an_evaluator_of_ones_own_has_a_direction_and_a_rank(network, digits):
+    largest = ev.Evaluator(lambda asked: ev.Score(float(asked.test.abs().max()), "largest"), "lower")
+    ev.register("largest")(largest)
+    try:
+        found = ask({"network": network, "pixels": nn.Flatten()}, digits, ["largest"])
+        values, ranks = found.values().loc["largest"].iloc[0], found.ranks().loc["largest"].iloc[0]
+        assert ranks[values.idxmin()] == 1 and ranks[values.idxmax()] == 2
+    finally:
+        del ev.registry._own["largest"]
+
+
 def test_the_full_suite_answers_for_a_network_and_for_pixels(network, digits):
     elsewhere = data.load("scenes", size=8, channels=1, n_train=100, n_test=100)
     found = ask({"pixels": nn.Flatten(), "network": network}, digits, "full", ood=elsewhere)

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_nb.data import holdout, load, scenes
-from ssl_nb.data.scenes import FACTORS, PHOTOGRAPHS, STYLES, Knobs, compose
+from ssl_nb.data import holdout, load, photographs, scenes
+from ssl_nb.data.photographs import PHOTOGRAPHS, TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
+from ssl_nb.data.scenes import FACTORS, STYLES, Knobs, compose
 from ssl_nb.views import SceneViews
 
 
@@ -218,7 +219,7 @@ def test_factors_fill_their_ranges(digits):
     assert 0.5 <= scene["scale"].min() < 0.51 and 0.79 < scene["scale"].max() <= 0.8
     assert torch.bincount(scene["style"], minlength=4).min() > 0.2 * len(digits)
     assert (scene["position"].mean(0) - 12).abs().max() < 0.5 and (scene["position"].std(0) > 1.5).all()
-    assert set(scene["background"].tolist()) == set(range(len(scenes.TRAIN_PHOTOGRAPHS)))
+    assert set(scene["background"].tolist()) == set(range(len(TRAIN_PHOTOGRAPHS)))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_train_and_test_share_neither_digits_nor_photographs():
         len(set(data.train["digit"].tolist())) == 1347
         and len(set(data.test["digit"].tolist())) == 450
     )
-    assert {PHOTOGRAPHS[i] for i in data.test["background"].tolist()} == set(scenes.TEST_PHOTOGRAPHS)
+    assert {PHOTOGRAPHS[i] for i in data.test["background"].tolist()} == set(TEST_PHOTOGRAPHS)
     whole = load("digits").train
     first = {row: i for i, row in enumerate(whole["digit"].tolist())}
     for glyph, digit, label in zip(
@@ -368,9 +369,9 @@ def test_views_refuse_what_they_do_not_know(digits):
 
 
 def test_a_missing_photograph_is_named(monkeypatch):
-    monkeypatch.setattr(scenes, "TEST_PHOTOGRAPHS", ("nowhere.png",))
+    monkeypatch.setattr(photographs, "TEST_PHOTOGRAPHS", ("nowhere.png",))
     with pytest.raises(FileNotFoundError, match="nowhere.png is not where scikit-image keeps it"):
-        scenes.bank("test", 11, 1)
+        photographs.bank("test", 11, 1)
 
 
 def test_blank_digits_are_drawn_without_a_nan():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fetch import File, checked, decoded, find, in_threads, read_npz, refuse, shipped, tar_members, unpacked
+from .fetch import File, checked, decoded, find, read_npz, refuse, shipped, tar_members, unpacked
 from .split import Data, Spec, Split, tail
 from ..registry import Registry
 

@@ -108,7 +108,7 @@ def from_npz(
 
 _MEND = "Correct the arrays and save them again, or load with other options."
 
-
+# %% ../../nbs/data/04_own.ipynb #442d9bb8
 def _count_classes(path: Path, labels: np.ndarray | None) -> range:
     "As many classes as the labels of a file reach; none without labels."
     if labels is None or labels.dtype.kind not in "iu" or not labels.size: return range(0)  # malformed: refused below

@@ -19,13 +19,17 @@ from .spectrum import (Spectrum, alpha_req, coherence, effective_rank, feature_s
 from .geometry import alignment, manifold_capacity, tolerance, two_nn, uniformity
 from .neighbors import knn, nearest, retrieval
 from .probes import OnlineProbe, attentive_probe, balanced_accuracy, fit_linear, label_efficiency, linear_probe, mlp_probe
-from .similarity import cca, cka, cknna, kernel_cka, minibatch_cka, mutual_knn, neural_predictivity, procrustes, rsa
+from .similarity import cca, cka, cknna, kernel_cka, minibatch_cka, mutual_knn, procrustes, rsa
+from .predictivity import neural_predictivity
 from .transferability import cross_dataset, forgetting, h_score, leep, log_me, trans_rate
-from .robustness import calibration, disrupt_shape, ood_scores, shape_sensitivity
+from .robustness import calibration, ood_scores
+from .shape import disrupt_shape, shape_sensitivity
 from .clustering import clustering
 from .equivariance import equivariance_r2, equivariance_rank, factor_r2
 from .monitor import Monitor
-from .suite import SUITES, Evaluation, Evaluator, evaluate, evaluate_features, measure, names, registry
+from .catalog import SUITES, Evaluator, names, registry
+from .evaluation import Evaluation
+from .suite import evaluate, evaluate_features, measure
 
 register = registry.register
 

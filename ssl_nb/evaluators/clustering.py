@@ -13,8 +13,8 @@ from torch import Tensor
 from .scores import Score, check_features, check_labels, measured, seed_score
 
 # %% ../../nbs/evaluators/12_clustering.ipynb #c66d9cf8
-def match_clusters(found: Int[Tensor, "n"],  # cluster of each row
-                   labels: Int[Tensor, "n"],
+def match_clusters(found: Int[Tensor, " n"],  # cluster of each row
+                   labels: Int[Tensor, " n"],
                   ) -> float:
     "Accuracy under the best matching of clusters to classes, one to one (Kuhn 1955)."
     from scipy.optimize import linear_sum_assignment
@@ -27,7 +27,7 @@ def match_clusters(found: Int[Tensor, "n"],  # cluster of each row
 # %% ../../nbs/evaluators/12_clustering.ipynb #9d241af2
 @measured
 def clustering(features: Float[Tensor, "n d"],
-               labels: Int[Tensor, "n"],
+               labels: Int[Tensor, " n"],
                clusters: int | None = None,  # None: as many as there are classes
                seeds: int = 5,  # runs of k-means, each from its own start (k-means++)
               ) -> dict[str, Score]:  # "nmi", "ari" and "accuracy"

@@ -17,7 +17,7 @@ from .scores import Score, accumulator, bootstrap, check_features, check_labels,
 def equivariance_r2(z0: Float[Tensor, "n d"],
                     z1: Float[Tensor, "n d"],  # the same objects, transformed
                     parameters: Float[Tensor, "n p"],  # of the transformation; angles as (cos, sin)
-                    objects: Int[Tensor, "n"] | None = None,  # which object; None: each row its own
+                    objects: Int[Tensor, " n"] | None = None,  # which object; None: each row its own
                     kind: str = "linear",  # "linear" (ridge) or "mlp"
                     average: str = "columns",  # the mean of each parameter's R2, or "sie": one R2 of all entries around one scalar mean
                     seed: int = 0,  # of the split and the network
@@ -121,7 +121,7 @@ def _fit_ridge(x, y, groups, strengths, seed):
     w = _ridge_path(x, y, [best])[0]
     return lambda new: new.to(w) @ w, dict(strength=best)
 
-def _folds(groups, count: int, seed: int) -> Int[Tensor, "n"]:
+def _folds(groups, count: int, seed: int) -> Int[Tensor, " n"]:
     "A fold for each row, the same for all rows of an object."
     unique, inverse = groups.unique(return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(unique)) % count
@@ -154,7 +154,7 @@ def _fit_mlp(x, y, groups, seed, width: int = 128, epochs: int = 200, patience: 
 @measured
 def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says of each transformed view
                       targets: Float[Tensor, "n d"],  # the embedding of that view, in the same order
-                      objects: Int[Tensor, "n"] | None = None,  # candidates: targets of the same object; None: all
+                      objects: Int[Tensor, " n"] | None = None,  # candidates: targets of the same object; None: all
                       metric: str = "cosine",  # SIE's; or "euclidean"
                      ) -> dict:  # "mrr" and "h_1": a Score each
     """Mean reciprocal rank and H@1 of the true view among those of its object (SIE, Garrido et al. 2023).
@@ -181,7 +181,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     return found if len(sizes) == 1 else {name: score.over(groups) for name, score in found.items()}
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #bf1d3991
-def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     "For each row, candidates nearer to the prediction than the true one, and as near (itself counted)."
     better, equal = torch.zeros_like(groups), torch.zeros_like(groups)
     for rows in groups.argsort().split(sizes.tolist()):

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .neighbors import check_k, check_temperature, nearest, vote
 from .probes import STRENGTHS, fit_linear
 from .robustness import KINDS, fit_score
-from .similarity import correlate, fit_readout, squared_median
+from .predictivity import correlate, fit_readout, squared_median
 from ..spelling import unknown
 
 # %% ../../nbs/evaluators/10_estimators.ipynb #d7f00dff

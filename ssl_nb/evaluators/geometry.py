@@ -54,7 +54,7 @@ def uniformity(z: Float[Tensor, "n d"],
 # %% ../../nbs/evaluators/03_geometry.ipynb #6d7e2854
 @measured
 def tolerance(features: Float[Tensor, "n d"],
-              labels: Int[Tensor, "n"],
+              labels: Int[Tensor, " n"],
               block: int = 4096,  # rows summed at a time
              ) -> Score:
     """Mean cosine similarity of two different rows of one class, from -1 to 1 (Wang and Liu 2021).

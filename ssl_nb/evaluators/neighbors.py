@@ -8,7 +8,6 @@ import math
 from numbers import Integral
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,7 +28,7 @@ def top_k(similarity: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"
     return values, torch.where(chosen < inside, candidates.gather(1, chosen.clamp(max=inside - 1)), chosen - inside + rest)
 
 # %% ../../nbs/evaluators/04_neighbors.ipynb #86cea938
-def _plain(queries: Float[Tensor, "q d"], part: Float[Tensor, "m d"], scale: Float[Tensor, "m"], k: int, height: int):
+def _plain(queries: Float[Tensor, "q d"], part: Float[Tensor, "m d"], scale: Float[Tensor, " m"], k: int, height: int):
     "The k best of a part of the bank for queries of unit length."
     product = _product_with(part)
     return _joined(top_k(product(rows).mul_(scale), k) for rows in queries.split(height))
@@ -46,7 +45,7 @@ def _product_with(part: Float[Tensor, "m d"]):
 def _joined(pieces): return tuple(map(torch.cat, zip(*pieces)))
 
 # %% ../../nbs/evaluators/04_neighbors.ipynb #336d1da8
-def _screened(queries: Float[Tensor, "q d"], part: Float[Tensor, "m d"], scale: Float[Tensor, "m"], k: int, height: int = 256):
+def _screened(queries: Float[Tensor, "q d"], part: Float[Tensor, "m d"], scale: Float[Tensor, " m"], k: int, height: int = 256):
     "As `_plain`, screened in bfloat16: exact, because what is not proved is done again."
     low, off = _rounded(part, scale)
     count, dims, product = 2 * k + 8, part.shape[1], _product_with(low)
@@ -146,9 +145,9 @@ def vote(similarity: Float[Tensor, "q k"],
 # %% ../../nbs/evaluators/04_neighbors.ipynb #f30b1fc2
 @measured
 def knn(train_features: Float[Tensor, "n d"],  # the bank: features of the training split
-        train_labels: Int[Tensor, "n"],
+        train_labels: Int[Tensor, " n"],
         test_features: Float[Tensor, "q d"],
-        test_labels: Int[Tensor, "q"],
+        test_labels: Int[Tensor, " q"],
         k: int = 20,
         temperature: float = 0.07,  # math.inf: every neighbor counts the same
        ) -> Score:
@@ -176,9 +175,9 @@ def check_temperature(temperature: float) -> None:
 # %% ../../nbs/evaluators/04_neighbors.ipynb #9ea51326
 @measured
 def retrieval(queries: Float[Tensor, "q d"],
-              query_ids: Int[Tensor, "q"],  # what makes an item right: the same identity
+              query_ids: Int[Tensor, " q"],  # what makes an item right: the same identity
               gallery: Float[Tensor, "n d"] | None = None,  # None: the queries themselves, each without itself
-              gallery_ids: Int[Tensor, "n"] | None = None,
+              gallery_ids: Int[Tensor, " n"] | None = None,
               block: int = 2 ** 22,  # similarities sorted at a time
              ) -> dict[str, Score]:  # rank_1, map, mrr
     """Rank-1, mean average precision and mean reciprocal rank by cosine, with the intervals of `mean_score` over queries.
@@ -206,7 +205,7 @@ def retrieval(queries: Float[Tensor, "q d"],
     each = dict(rank_1=rank == 1, map=average, mrr=1 / rank)
     return {name: mean_score(values[asked], f"retrieval {name} ({kind})", **notes) for name, values in each.items()}
 
-def _first_and_average(similarity: Float[Tensor, "q n"], right) -> tuple[Float[Tensor, "q"], Float[Tensor, "q"]]:
+def _first_and_average(similarity: Float[Tensor, "q n"], right) -> tuple[Float[Tensor, " q"], Float[Tensor, " q"]]:
     "Rank of the first right item (0: there is none) and average precision of each query."
     wrong_first = right.to(torch.uint8).argsort(dim=1, stable=True)
     order = similarity.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True)

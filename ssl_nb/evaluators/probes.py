@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
 
 # %% ../../nbs/evaluators/05_probes.ipynb #e106917a
-def _minimize(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], classes: int, l2: float, start=None, tol=1e-5):
+def _minimize(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], classes: int, l2: float, start=None, tol=1e-5):
     "Weights and, in the last row, biases (d + 1, classes) of least regularized cross-entropy."
     from scipy.optimize import minimize
     (n, d), wide = x.shape, accumulator(x)
@@ -37,13 +37,13 @@ STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the l2 penalty, for s
 
 @measured
 def fit_linear(features: Float[Tensor, "n d"],
-               labels: Int[Tensor, "n"],  # class indices 0 .. classes - 1
+               labels: Int[Tensor, " n"],  # class indices 0 .. classes - 1
                classes: int,
                l2: float | None = None,  # None: the best of `strengths` on rows held out
                strengths=STRENGTHS,
                valid_fraction: float = 0.2,  # of the rows, held out: one part of 1,000 rows or more, else each part in turn
                seed: int = 0,  # of the rows held out
-              ) -> tuple[Float[Tensor, "d c"], Float[Tensor, "c"], dict]:
+              ) -> tuple[Float[Tensor, "d c"], Float[Tensor, " c"], dict]:
     """Multinomial logistic regression: (weight, bias, notes), for features as they come: standardized inside.
 
     `notes` says which l2 was taken and its accuracy on the rows held out (`validation`). Raises `ValueError` for
@@ -61,7 +61,7 @@ def fit_linear(features: Float[Tensor, "n d"],
     return weight, w[-1] - mean @ weight, dict(l2=l2) | notes
 
 # %% ../../nbs/evaluators/05_probes.ipynb #6081fff3
-def _standardize(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+def _standardize(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     "Mean, and 1 / std of each column; 0 for a column that is constant up to rounding."
     mean, std = x.mean(0), x.std(0, correction=0)
     constant = std <= 4 * torch.finfo(x.dtype).eps * x.abs().amax(0)
@@ -94,7 +94,7 @@ def _choose(x, y, classes: int, strengths, fraction: float, seed: int) -> tuple[
     best = max(range(len(grid)), key=lambda i: (right[i], log_p[i]))
     return grid[best], path[best] if len(parts) == 1 else None, dict(validation=right[best] / rows)
 
-def _held_out(y: Int[Tensor, "n"], fraction: float, seed: int) -> list[Tensor]:  # masks (n,)
+def _held_out(y: Int[Tensor, " n"], fraction: float, seed: int) -> list[Tensor]:  # masks (n,)
     "The rows to judge by: one part of many rows; of fewer than 1,000 all rows, a part at a time."
     one = split_rows(y, fraction, seed)
     if len(y) >= 1000: return [one]
@@ -104,7 +104,7 @@ def _held_out(y: Int[Tensor, "n"], fraction: float, seed: int) -> list[Tensor]: 
     fold[sizes[y] == 1] = -1  # a class of one example is always fitted to
     return [torch.from_numpy(fold == i).to(one.device) for i in range(fold.max() + 1) if (fold == i).any()]
 
-def split_rows(y: Int[Tensor, "n"], fraction: float, seed: int = 0) -> Tensor:  # (n,) bool
+def split_rows(y: Int[Tensor, " n"], fraction: float, seed: int = 0) -> Tensor:  # (n,) bool
     "Mask of a random validation part, the same share of each class; classes of one example stay out of it."
     if not 0 < fraction < 1:
         raise ValueError(f"valid_fraction={fraction} must lie between 0 and 1, such as 0.2.")
@@ -119,9 +119,9 @@ def split_rows(y: Int[Tensor, "n"], fraction: float, seed: int = 0) -> Tensor:  
 # %% ../../nbs/evaluators/05_probes.ipynb #6afc2376
 @measured
 def linear_probe(train_features: Float[Tensor, "n d"],
-                 train_labels: Int[Tensor, "n"],
+                 train_labels: Int[Tensor, " n"],
                  test_features: Float[Tensor, "q d"],
-                 test_labels: Int[Tensor, "q"],
+                 test_labels: Int[Tensor, " q"],
                  valid_fraction: float = 0.2,  # of the training split, to choose the regularization
                  l2: float | None = None,  # a fixed strength in place of the choice
                  strengths=STRENGTHS,
@@ -148,7 +148,7 @@ def linear_probe(train_features: Float[Tensor, "n d"],
     return mean_score(predicted == truth, f"offline_linear ({how})", **notes, **class_averages(predicted, truth))
 
 # %% ../../nbs/evaluators/05_probes.ipynb #86ee9bf2
-def class_averages(predicted: Int[Tensor, "q"], truth: Int[Tensor, "q"]) -> dict[str, float]:
+def class_averages(predicted: Int[Tensor, " q"], truth: Int[Tensor, " q"]) -> dict[str, float]:
     """Averages over classes: `balanced_accuracy` over those in `truth`, `macro_f1` over those in either.
 
     As scikit-learn's `balanced_accuracy_score` and `f1_score(average="macro")`.
@@ -160,7 +160,7 @@ def class_averages(predicted: Int[Tensor, "q"], truth: Int[Tensor, "q"]) -> dict
     return dict(balanced_accuracy=recall.mean().item(), macro_f1=f1.mean().item())
 
 def balanced_accuracy(score: Score,  # with one sample an example, 1 where it is right
-                      labels: Int[Tensor, "q"],  # of the same examples
+                      labels: Int[Tensor, " q"],  # of the same examples
                      ) -> Score:
     "The same score as a mean over classes of the share that is right, with its interval over examples."
     y = check_labels(labels, len(score.samples), "the score's samples").cpu()
@@ -184,11 +184,11 @@ class OnlineProbe(nn.Module):
         "Logits of detached features."
         return self.linear(self.normalize(features.detach().to(self.linear.weight.dtype)))
 
-    def loss(self, features: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    def loss(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
         "Mean cross-entropy of a batch."
         return F.cross_entropy(self(features), labels)
 
-    def score(self, features: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Score:
+    def score(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> Score:
         "Accuracy on held-out features, with its interval; batch statistics are not touched."
         from ssl_nb.encoders import evaluating
 
@@ -214,9 +214,9 @@ class AttentivePool(nn.Module):
 # %% ../../nbs/evaluators/05_probes.ipynb #6a966509
 @measured
 def mlp_probe(train_features: Float[Tensor, "n d"],
-              train_labels: Int[Tensor, "n"],
+              train_labels: Int[Tensor, " n"],
               test_features: Float[Tensor, "q d"],
-              test_labels: Int[Tensor, "q"],
+              test_labels: Int[Tensor, " q"],
               hidden: int = 256,
               **knobs,  # lrs, weight_decay, epochs, batch_size, valid_fraction, seeds, seed: as in `attentive_probe`
              ) -> Score:
@@ -229,9 +229,9 @@ def mlp_probe(train_features: Float[Tensor, "n d"],
 
 @measured
 def attentive_probe(train_tokens: Float[Tensor, "n t d"],
-                    train_labels: Int[Tensor, "n"],
+                    train_labels: Int[Tensor, " n"],
                     test_tokens: Float[Tensor, "q t d"],
-                    test_labels: Int[Tensor, "q"],
+                    test_labels: Int[Tensor, " q"],
                     heads: int = 1,  # divides d
                     **knobs,  # lrs=(1e-3, 1e-2), weight_decay=1e-2, epochs=30, batch_size=256, valid_fraction=0.2, seeds=1, seed=0
                    ) -> Score:
@@ -297,11 +297,11 @@ def _train(make, classes, x, y, lr, weight_decay, epochs, batch_size, seed):
     return lambda new: torch.cat([net(part).argmax(1) for part in new.split(4096)])
 
 # %% ../../nbs/evaluators/05_probes.ipynb #2b5cadd0
-def labeled_rows(labels: Int[Tensor, "n"],
+def labeled_rows(labels: Int[Tensor, " n"],
                   fraction: float | None = None,  # of all rows, in (0, 1]
                   per_class: int | None = None,  # or so many rows of each class
                   seed: int = 0,
-                 ) -> Int[Tensor, "m"]:  # sorted
+                 ) -> Int[Tensor, " m"]:  # sorted
     """Rows of a random labeled subset: stratified, with every class, nested over budgets of the same seed.
 
     Raises `ValueError` for a budget that has no room for every class, or asks more of one than there is.
@@ -346,9 +346,9 @@ class LabelCurve(dict):
 # %% ../../nbs/evaluators/05_probes.ipynb #d13c820a
 @measured
 def label_efficiency(train_features: Float[Tensor, "n d"],
-                     train_labels: Int[Tensor, "n"],
+                     train_labels: Int[Tensor, " n"],
                      test_features: Float[Tensor, "q d"],
-                     test_labels: Int[Tensor, "q"],
+                     test_labels: Int[Tensor, " q"],
                      fractions=(0.01, 0.1, 1.0),  # of the training rows
                      per_class=(),  # further budgets: labeled rows of each class
                      seeds: int = 5,  # draws of the labeled rows

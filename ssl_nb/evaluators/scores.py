@@ -54,7 +54,7 @@ def _to_numpy(values) -> np.ndarray:
     return values
 
 # %% ../../nbs/evaluators/01_scores.ipynb #3cdd383a
-def _wilson(values: Float[Tensor, "n"], n: float, z: float) -> tuple[float, float]:
+def _wilson(values: Float[Tensor, " n"], n: float, z: float) -> tuple[float, float]:
     "Interval of the mean of zeros and ones (Wilson 1927)."
     share = values.mean()
     middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
@@ -62,7 +62,7 @@ def _wilson(values: Float[Tensor, "n"], n: float, z: float) -> tuple[float, floa
     return (0.0 if share == 0 else float(low)), (1.0 if share == 1 else float(high))  # exact, as in the equation
 
 # %% ../../nbs/evaluators/01_scores.ipynb #fa9b0236
-def _share_difference(values: Float[Tensor, "n"], n: float, z: float) -> tuple[float, float]:
+def _share_difference(values: Float[Tensor, " n"], n: float, z: float) -> tuple[float, float]:
     "Interval of the mean of paired differences -1, 0 and 1 (Bonett and Price 2012)."
     up, down = ((n * (values == sign).mean() + 1) / (n + 2) for sign in (1, -1))
     half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
@@ -124,7 +124,7 @@ def _pair(side) -> np.ndarray:
     return values
 
 # %% ../../nbs/evaluators/01_scores.ipynb #3e3f4730
-def mean_score(values: Float[Tensor, "n"],  # one value for each example
+def mean_score(values: Float[Tensor, " n"],  # one value for each example
                protocol: str,
                **notes,
               ) -> Score:
@@ -259,7 +259,7 @@ def seed_score(values,  # one number for each seed
     return Score(values.mean(), protocol, _seed_interval(values), "seeds", values, **notes)
 
 # %% ../../nbs/evaluators/01_scores.ipynb #5fb2ef5b
-def holm(p_values: Float[Tensor, "m"]) -> np.ndarray:  # (m,), in the order given
+def holm(p_values: Float[Tensor, " m"]) -> np.ndarray:  # (m,), in the order given
     "p-values corrected for their number (Holm 1979). NaN stays NaN and counts in the number."
     p = np.asarray(p_values.detach().cpu() if isinstance(p_values, Tensor) else p_values, np.float64)
     if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(f"p-values must be one row of numbers in [0, 1], got {p}.")
@@ -297,7 +297,7 @@ def _p_value(gap: Score) -> float:
 
 # %% ../../nbs/evaluators/01_scores.ipynb #329dfe7d
 def check_features(features: Float[Tensor, "n d"],  # any dtype and device; numpy arrays too
-                   labels: Int[Tensor, "n"] | None = None,
+                   labels: Int[Tensor, " n"] | None = None,
                    min_rows: int = 2,
                    name: str = "features",  # for the error message
                    any_scale: bool = False,  # the caller can cope with float64 features beyond 1e75 or below 1e-75
@@ -342,7 +342,7 @@ def _from_array(values) -> Tensor:
     "An array or nested list as a tensor, copied only where torch could not share it."
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
-def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, "n"]:
+def check_labels(labels, rows: int, name: str = "features") -> Int[Tensor, " n"]:
     "Whole-number labels as int64, one for each row; -1 means unlabeled, and is refused."
     y = labels.detach() if isinstance(labels, Tensor) else _from_array(labels)
     if y.shape != (rows,):

@@ -20,7 +20,7 @@ class Spectrum(Tensor):
     "Singular values (r,), descending, float64, that remember their matrix. Operations give plain tensors."
     __torch_function__ = torch._C._disabled_torch_function_impl
 
-    def __new__(cls, values: Float[Tensor, "r"],
+    def __new__(cls, values: Float[Tensor, " r"],
                 rows: int,  # n of the feature matrix
                 dims: int,  # d
                 centered: bool = False,  # the column means were subtracted
@@ -111,7 +111,7 @@ def _column_blocks(x, block: int, normalize: bool):
         columns = _wide(x[:, i:i + block], f"features from column {i} on").T.contiguous()
         yield columns.div_(lengths) if normalize else columns
 
-def _lengths(rows: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+def _lengths(rows: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
     lengths = rows.norm(dim=1)
     return lengths.masked_fill_(lengths == 0, 1)  # rows of zeros stay zero
 
@@ -203,7 +203,7 @@ def _triangle(blocks) -> Float[Tensor, "r r"]:
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #5240f2be
 @measured
-def rankme(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches, or an uncentered spectrum
+def rankme(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # features, batches, or an uncentered spectrum
            eps: float = 1e-7,  # the paper's; public copies use others and get other numbers
           ) -> Score:
     """RankMe: exp of the entropy of the singular values of uncentered features (Garrido et al. 2023).
@@ -214,18 +214,18 @@ def rankme(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, bat
     return Score(_entropy_rank(_as_spectrum(features, False, "rankme"), eps), f"rankme (eps {eps:g})")
 
 @measured
-def effective_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a spectrum
+def effective_rank(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # features, batches or a spectrum
                   ) -> Score:
     "Effective rank: as `rankme` with eps 0 (Roy and Vetterli 2007, eq. 1 to 3)."
     return Score(_entropy_rank(_as_spectrum(features, False, "effective_rank"), 0.0), "effective_rank")
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #40860ab7
-def _entropy_rank(s: Float[Tensor, "r"], eps: float) -> float:
+def _entropy_rank(s: Float[Tensor, " r"], eps: float) -> float:
     if eps < 0: raise ValueError(f"eps={eps} must not be negative; the paper's is 1e-7.")
     if s.sum() == 0: return 0.0
     return torch.special.entr(s / s.sum() + eps).sum().exp().item()  # entr(p) = -p log p, and 0 at 0
 
-def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, "r"]:
+def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, " r"]:
     "The spectrum of features; a `Spectrum` must be centered as asked, any other tensor (r,) is only checked."
     if isinstance(features, Spectrum):
         if features.centered != center:
@@ -243,7 +243,7 @@ def _as_spectrum(features, center: bool, name: str) -> Float[Tensor, "r"]:
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #717bf7c6
 @measured
-def stable_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a spectrum
+def stable_rank(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # features, batches or a spectrum
                 center: bool = False,  # the mean dominates if uncentered
                ) -> Score:
     "Squared Frobenius over squared spectral norm: 1 to min(n, d), 0 for zeros (Tsitsulin et al. 2023)."
@@ -251,28 +251,28 @@ def stable_rank(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features
     return Score(_stable_rank(_as_spectrum(features, center, name)), name)
 
 @measured
-def nesum(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centered spectrum
+def nesum(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # features, batches or a centered spectrum
          ) -> Score:
     "Sum of the covariance eigenvalues over the largest: the centered stable rank (He and Ozay 2022)."
     return Score(_stable_rank(_as_spectrum(features, True, "nesum")), "nesum")
 
 @measured
-def participation_ratio(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # as for `nesum`
+def participation_ratio(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # as for `nesum`
                        ) -> Score:
     "(sum l)^2 / sum l^2 of the covariance eigenvalues l: from 1 to min(n, d), 0 for constant features."
     l = _relative(_as_spectrum(features, True, "participation_ratio")).square()
     return Score((l.sum() ** 2 / l.square().sum()).nan_to_num().item(), "participation_ratio")
 
-def _stable_rank(s: Float[Tensor, "r"]) -> float:
+def _stable_rank(s: Float[Tensor, " r"]) -> float:
     return _relative(s).square().sum().item()
 
-def _relative(s: Float[Tensor, "r"]) -> Float[Tensor, "r"]:
+def _relative(s: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
     "Over the largest, so that no square overflows; zeros stay zero."
     return s / s.max().clamp(min=torch.finfo(s.dtype).tiny)
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #5ae1ddb7
 @measured
-def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, batches or a centered spectrum
+def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, " r"],  # features, batches or a centered spectrum
               first: int = 3,  # first index of the fit, counted from 0
               last: int = 49,  # last index, included
              ) -> Score:
@@ -296,7 +296,7 @@ def alpha_req(features: Float[Tensor, "n d"] | Float[Tensor, "r"],  # features, 
     r2 = (xy ** 2 / (xx * yy)).item() if yy > 0 else float("nan")  # a flat spectrum has nothing to explain
     return Score(-(xy / xx).item(), protocol, rank=rank, r2=r2)
 
-def _rank(s: Float[Tensor, "r"]) -> int:
+def _rank(s: Float[Tensor, " r"]) -> int:
     "Values that are not zero; in numbers from elsewhere, above what float64 resolves."
     return int((s > s[0] * rounding(s.dtype, 1, len(s))).sum())
 
@@ -383,7 +383,7 @@ def feature_std(features: Float[Tensor, "n d"]) -> Score:
 
 # %% ../../nbs/evaluators/02_spectrum.ipynb #05cb5f81
 @measured
-def log_spectrum(features: Float[Tensor, "n d"]) -> Float[Tensor, "r"]:
+def log_spectrum(features: Float[Tensor, "n d"]) -> Float[Tensor, " r"]:
     """Log of the covariance eigenvalues of L2-normalized features, descending, -inf for zero (Jing 2022).
 
     Natural logarithm. `isfinite().sum()` is the number of directions in use, by the rule of `spectrum`.

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..encoders import embed
 from .neighbors import knn
 from .probes import linear_probe
-from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
+from .scores import Score, check_features, check_labels, mean_score, measured, seed_score
 from .spectrum import decompose
 
 # %% ../../nbs/evaluators/07_transferability.ipynb #93acb640
 @measured
 def log_me(features: Float[Tensor, "n d"],
-           labels: Int[Tensor, "n"] | Float[Tensor, "n t"],  # classes, or t columns of real targets
+           labels: Int[Tensor, " n"] | Float[Tensor, "n t"],  # classes, or t columns of real targets
            exact: bool = True,  # the evidence; False: as the authors' `_fit_fixed_point`, which differs where the rank is below d
            tolerance: float = 1e-6,  # relative change of alpha / beta at which a column stops
            iterations: int = 1000,
@@ -60,7 +60,7 @@ def _with_targets(features, labels) -> tuple[Float[Tensor, "n d"], Float[Tensor,
     if len(classes) < 2: raise ValueError(f"all labels are {classes[0]}: one class cannot be told from another.")
     return x, F.one_hot(y).double()
 
-def _along(features, y: Float[Tensor, "n t"], block: int, center=False) -> tuple[Float[Tensor, "r"], Float[Tensor, "r t"]]:
+def _along(features, y: Float[Tensor, "n t"], block: int, center=False) -> tuple[Float[Tensor, " r"], Float[Tensor, "r t"]]:
     "Singular values that are not zero, and the coordinates of y along the left singular vectors."
     s, axes, (n, d) = decompose(features, center=center, block=block, vectors=True)
     kept = s > 0
@@ -89,7 +89,7 @@ def _fixed_point(sigma, energy, rest, n, start, tolerance, iterations, eps=1e-10
         if not moving.any(): break
     return alpha, beta
 
-def _evidence(sigma, energy, rest, n, alpha, beta) -> Float[Tensor, "t"]:
+def _evidence(sigma, energy, rest, n, alpha, beta) -> Float[Tensor, " t"]:
     _, weights, error = _posterior(sigma, energy, rest, alpha / beta)
     fit = n * (beta / (2 * torch.pi)).log() - beta * error - alpha * weights
     return (fit - (1 + beta / alpha * sigma).log().sum(0)) / 2
@@ -97,7 +97,7 @@ def _evidence(sigma, energy, rest, n, alpha, beta) -> Float[Tensor, "t"]:
 # %% ../../nbs/evaluators/07_transferability.ipynb #4f022aeb
 @measured
 def trans_rate(features: Float[Tensor, "n d"],
-               labels: Int[Tensor, "n"],
+               labels: Int[Tensor, " n"],
                eps: float = 1e-4,  # distortion (squared, in units of the features): part of the protocol
                balanced: bool = False,  # mean over classes alike, as the paper's listing; False: by their share
                block: int = 4096,
@@ -131,7 +131,7 @@ def _coding_rate(z: Float[Tensor, "n d"], eps: float, block: int) -> Float[Tenso
 # %% ../../nbs/evaluators/07_transferability.ipynb #710617ba
 @measured
 def h_score(features: Float[Tensor, "n d"],
-            labels: Int[Tensor, "n"],
+            labels: Int[Tensor, " n"],
             shrink: bool = False,  # with the covariance of Ledoit and Wolf (Ibrahim et al. 2021)
             block: int = 4096,  # rows turned to float64 at a time
            ) -> Score:
@@ -154,7 +154,7 @@ def h_score(features: Float[Tensor, "n d"],
 # %% ../../nbs/evaluators/07_transferability.ipynb #25596858
 @measured
 def leep(probabilities: Float[Tensor, "n z"],  # of the classes of a source classifier: rows that sum to 1
-         labels: Int[Tensor, "n"],
+         labels: Int[Tensor, " n"],
         ) -> Score:
     """LEEP: mean log likelihood of labels through the table of source class and label (Nguyen et al. 2020), at most 0.
 

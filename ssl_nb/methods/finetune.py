@@ -14,7 +14,7 @@ from ..data.split import Split
 from ..encoders import embed
 from ..evaluators.probes import fit_linear, split_rows
 from ..evaluators.scores import Score, check_labels, mean_score, seed_score
-from ..evaluators.suite import Evaluator
+from ..evaluators.catalog import Evaluator
 from .supervised import Supervised
 from ..training import fit
 

@@ -49,7 +49,7 @@ class WeightPath(NamedTuple):
     Wp: Float[Tensor, "t *batch k k"]
     Wa: Float[Tensor, "t *batch k d"]
 
-
+# %% ../../nbs/objectives/09_direct_prediction.ipynb #365eaa51
 @dataclass(frozen=True, eq=False)
 class LinearDynamics:
     """Training of a linear BYOL or SimSiam in the limit of small steps (Tian et al. 2021, section 2).
@@ -125,9 +125,9 @@ def eigenspace_alignment(
 class ScalarPath(NamedTuple):
     "The modes over time; the first dimension of each is time."
     time: Float[Tensor, " t"]
-    s: Float[Tensor, "t *modes"]  # variance of the feature
-    p: Float[Tensor, "t *modes"]  # eigenvalue of the predictor
-    tau: Float[Tensor, "t *modes"]  # target over encoder
+    s: Float[Tensor, " t *modes"]  # variance of the feature
+    p: Float[Tensor, " t *modes"]  # eigenvalue of the predictor
+    tau: Float[Tensor, " t *modes"]  # target over encoder
 
 
 def scalar_dynamics(
@@ -195,6 +195,13 @@ def _predictor_of(F: Float[Tensor, "k k"], mode: str, epsilon: float) -> Float[T
     return U * (s.sqrt() + epsilon) @ U.T
 
 
+def _mean_over_ranks(total: Float[Tensor, "k k"], rows: int) -> Float[Tensor, "k k"]:
+    sums = torch.cat([total.flatten(), total.new_tensor([rows])])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    return (sums[:-1] / sums[-1]).view_as(total)
+
+# %% ../../nbs/objectives/09_direct_prediction.ipynb #199734a4
 class DirectPredictor(nn.Module):
     """A linear predictor set from the correlation of its inputs, not trained (Tian et al. 2021, eq. 18-19;
     Wang et al. 2021).
@@ -227,8 +234,7 @@ class DirectPredictor(nn.Module):
     @full_precision
     def forward(self, f: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         check_embeddings(f, min_rows=1)
-        if self.training:
-            self._collect(f.detach())
+        if self.training: self._collect(f.detach())
         return f @ self.weight.to(f.dtype)  # symmetric: no transpose
 
     @torch.no_grad()
@@ -242,12 +248,8 @@ class DirectPredictor(nn.Module):
     @torch.no_grad()
     def after_step(self, progress: float = 1.0):
         "Take what was collected since the last call into the moving correlation, and set the predictor."
-        if self._collected is None:
-            return
-        sums = torch.cat([self._collected.flatten(), self._collected.new_tensor([self._rows])])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        batch = (sums[:-1] / sums[-1]).view_as(self.correlation)
+        if self._collected is None: return
+        batch = _mean_over_ranks(self._collected, self._rows)
         moving = self.correlation.to(batch.dtype).lerp(batch, 1 - self.rho if self.steps else 1.0)
         self.correlation.copy_(moving)  # the buffers may have another precision than what comes in
         if self.steps % self.every == 0:

@@ -71,14 +71,7 @@ class DINOLoss(Scheduled):
         student_outputs: Sequence[Float[Tensor, "n k"]],  # of every view, the teacher's views first
         teacher_outputs: Sequence[Float[Tensor, "n k"]],  # of the large crops; no gradient
     ) -> Tensor:
-        check_embeddings(*student_outputs, *teacher_outputs, min_rows=1)
-        if student_outputs[0].size(1) != len(self.center):
-            raise ValueError(f"the outputs have {student_outputs[0].size(1)} columns, but this loss was "
-                             f"made for {len(self.center)}; give DINOLoss and DINOHead the same out_dim")
-        if len(teacher_outputs) > len(student_outputs):
-            raise ValueError(f"the teacher has {len(teacher_outputs)} views and the student "
-                             f"{len(student_outputs)}, but view i of one is view i of the other; let the "
-                             "student see every view")
+        _check_outputs(student_outputs, teacher_outputs, len(self.center))
         targets = {i: self._target(t.detach()) for i, t in enumerate(teacher_outputs)}
         loss = swapped_cross_entropy(student_outputs, targets, self.student_temperature)
         if self.training:
@@ -95,6 +88,18 @@ class DINOLoss(Scheduled):
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
         self.center.lerp_(mean.to(self.center.dtype), 1 - self.center_momentum)
+
+# %% ../../nbs/objectives/07_self_distillation.ipynb #92627320
+def _check_outputs(student, teacher, out_dim: int):
+    "Before the loss: views that exist on both sides, of the width that the loss was made for."
+    check_embeddings(*student, *teacher, min_rows=1)
+    if student[0].size(1) != out_dim:
+        raise ValueError(f"the outputs have {student[0].size(1)} columns, but this loss was "
+                         f"made for {out_dim}; give DINOLoss and DINOHead the same out_dim")
+    if len(teacher) > len(student):
+        raise ValueError(f"the teacher has {len(teacher)} views and the student "
+                         f"{len(student)}, but view i of one is view i of the other; let the "
+                         "student see every view")
 
 # %% ../../nbs/objectives/07_self_distillation.ipynb #bb3be196
 class DINOHead(nn.Module):

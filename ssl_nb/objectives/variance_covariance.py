@@ -78,7 +78,7 @@ def covariance_term(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     z, = _gathered(z)
     return _mean_square(_SecondMoments.apply(z)[1], *z.shape)
 
-
+# %% ../../nbs/objectives/04_variance_covariance.ipynb #4cfcadbd
 @full_precision
 def vicreg(
     z0: Float[Tensor, "n d"],

@@ -58,8 +58,8 @@ class Columns:
 
     def __init__(
         self,
-        mean: Float[Tensor, "k"],  # of the numeric columns
-        std: Float[Tensor, "k"],
+        mean: Float[Tensor, " k"],  # of the numeric columns
+        std: Float[Tensor, " k"],
         categories: Sequence[int] = (),  # how many each categorical column has
         names: Sequence[str] = (),  # of the numeric, then the categorical columns; none: "column 0", ...
     ):
@@ -115,7 +115,7 @@ def vertical_partitions(
     columns: int,  # how many there are
     parts: int = 3,
     overlap: float = 0.5,  # columns that a part takes from a neighbor, as a share of the size of a part
-) -> list[Int[Tensor, "k"]]:
+) -> list[Int[Tensor, " k"]]:
     """Overlapping sets of columns (TransTab, Wang and Sun 2022), for `tokens.take`.
 
     Raises ValueError for fewer than two parts, fewer columns than parts, or an overlap outside of [0, 1]."""

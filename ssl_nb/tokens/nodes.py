@@ -20,11 +20,11 @@ class GraphBatch(NamedTuple):
     x: Tensor  # (N, ...) type or features of each node
     edges: Int[Tensor, "2 e"]  # source and target; each edge in both directions, sorted
     edge_types: Tensor | None  # (e, ...)
-    graph: Int[Tensor, "N"]  # of each node, ascending
+    graph: Int[Tensor, " N"]  # of each node, ascending
     n: int  # graphs, those without nodes included
 
     @property
-    def sizes(self) -> Int[Tensor, "n"]:
+    def sizes(self) -> Int[Tensor, " n"]:
         "Nodes of each graph."
         return torch.bincount(self.graph, minlength=self.n)
 

@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
 
     def take(
         self,
-        index: Int[Tensor, "n k"] | Int[Tensor, "k"],  # of tokens, for each row or for all rows
+        index: Int[Tensor, "n k"] | Int[Tensor, " k"],  # of tokens, for each row or for all rows
     ) -> "Tokens":
         "The tokens with these indices, in this order. They fill no grid; the prefix stays."
         shared = index.ndim == 1

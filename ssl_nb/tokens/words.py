@@ -136,7 +136,7 @@ class Pieces(TextTokenizer):
 
     def decode_ids(self, ids: Ragged) -> list[str]: return self.tokenizer.decode_batch([row.tolist() for row in ids.rows()])
 
-    def pieces(self, ids: Int[Tensor, "t"]) -> list[str]:
+    def pieces(self, ids: Int[Tensor, " t"]) -> list[str]:
         "The piece of text of each id, as the vocabulary spells it."
         return [self.tokenizer.id_to_token(i) for i in ids.tolist()]
 

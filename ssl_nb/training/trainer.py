@@ -57,128 +57,78 @@ def _bar(trainer):
     return tqdm(total=trainer.total_steps, initial=trainer.step_number, unit="step", disable=not trainer.fabric.is_global_zero)
 
 # %% ../../nbs/training/06_trainer.ipynb #e1a02e36
-class _Parts:
-    "What the steps of `Trainer` are made of."
+def _broken(modules) -> str | None:
+    "The first weight or buffer that is not finite."
+    broken = [f"weight {name}" for name, p in modules.named_parameters() if not bool(p.isfinite().all())]
+    broken += [f"buffer {name}" for name, b in modules.named_buffers() if bool(b.isnan().any())]  # a mask may hold -inf
+    return broken[0] if broken else None
 
-    @property
-    def _modules(self):
-        return self.trained.module.modules_by_name
 
-    def _identity(self):
-        parts = {"method": self.method, "split": self.split.columns}
-        return identity(device=self.device.type, **parts, **({"probe": self.probe} if self.probe else {}))
+def _not_finite(folder, what, row):
+    saved = last_checkpoint(folder) if folder else None
+    parts = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "epoch"))
+    return NotFiniteError(f"{what} ({parts}). Last good checkpoint: {saved or 'none, because fit had no folder'}. "
+                          "The usual mends: a lower lr, clip=1.0, or precision='32-true'.")
 
-    def _description(self):
-        kept = self.method.evaluated
-        name = next((name for name, module in self.method.named_modules(prefix="method") if module is kept), None)
-        return description(kept, f"{name}.") if name else {}
+# %% ../../nbs/training/06_trainer.ipynb #cbb71a2c
+def _random_states(run) -> dict[str, Tensor]:
+    "The state of each generator, one row for each rank."
+    states = {"order": run.order.get_state(), "views": run.generator.get_state(), "torch": torch.get_rng_state()}
+    if run.device.type == "cuda": states["cuda"] = torch.cuda.get_rng_state(run.device)
+    if run.device.type == "mps": states["mps"] = torch.mps.get_rng_state()
+    return {f"rng/{name}": _of_all_ranks(run, state) for name, state in states.items()}
 
-    def _index(self, micro):
-        "This rank's rows of a micro-batch; what does not fill a batch is left."
-        per_batch = self.settings.batch_size * self.fabric.world_size
-        place = (self.step_number % self.steps_per_epoch * self.settings.accumulate + micro) * per_batch
-        return self._epoch_order[place : place + per_batch][self.fabric.global_rank :: self.fabric.world_size]
 
-    def _begin_epoch(self):
-        "What a method does before an epoch, and the order of the rows."
-        self.method.before_epoch(self.split, self.progress)
-        self._epoch_order = self.method.order(self.split, self.order).cpu()
-        wanted = self.steps_per_epoch * self.settings.batch_size * self.settings.accumulate * self.fabric.world_size
-        if len(self._epoch_order) < wanted:
-            raise ValueError(f"{type(self.method).__name__}.order gave {len(self._epoch_order)} rows, but an epoch of {self.steps_per_epoch} steps takes "
-                             f"{wanted}; an order may name rows repeatedly")
+def _of_all_ranks(run, state):
+    if run.fabric.world_size == 1: return state[None]
+    mine = state.to(run.device)
+    rows = [torch.empty_like(mine) for _ in range(run.fabric.world_size)]
+    torch.distributed.all_gather(rows, mine)
+    return torch.stack(rows).cpu()
 
-    def _loss(self, views, batch):
-        try:
-            return self.trained(views, batch)
-        except NotFiniteError as error:  # an objective refused its embeddings: say where in the run
-            self._look()
-            row = self.history.rows[-1] if self.history.rows else {"lr": self.settings.lr}
-            raise self._not_finite(f"step {self.step_number + 1}: {error}", row) from None
 
-    def _clip(self):
-        "Fabric would clip all that the optimizer has, and so a probe would change the steps of what it looks at."
-        self.fabric.strategy.precision.unscale_gradients(self.optimizer.optimizer)
-        nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.clip)
+def _set_random_states(run, tensors):
+    # a copy of the row, because set_state reads from the start of its storage
+    mine = {name: tensors[name][run.fabric.global_rank].clone() for name in tensors if name.startswith("rng/")}
+    run.order.set_state(mine["rng/order"])
+    run.generator.set_state(mine["rng/views"])
+    torch.set_rng_state(mine["rng/torch"])
+    if run.device.type == "cuda": torch.cuda.set_rng_state(mine["rng/cuda"], run.device)
+    if run.device.type == "mps": torch.mps.set_rng_state(mine["rng/mps"])
 
-    def _look(self):
-        "Bring losses to the host, and stop at the first that is not finite."
-        for row, values in self._unseen:
-            row |= {key: float(value) for key, value in values.items()}
-            if not math.isfinite(row["loss"]):
-                raise self._not_finite(f"the loss is {row['loss']} at step {row['step']}", row)
-            self.history.rows.append(row)
-        self._unseen.clear()
+# %% ../../nbs/training/06_trainer.ipynb #cb1051b7
+def _resume(run):
+    saved = last_checkpoint(run.folder) if run.folder else None
+    if saved is None:
+        return
+    facts = json.loads((saved / "state.json").read_text())
+    differ = differences(facts["settings"] | facts.get("work", {}), run.settings.of_the_result | run.work)
+    if differ:
+        raise ValueError(f"{saved} belongs to other work: {differ}. A folder belongs to one method, data set and settings: "
+                         "give this run another folder, or delete that one")
+    facts, tensors = load_checkpoint(saved, run._modules, run.optimizer)
+    if broken := _broken(run._modules):
+        raise NotFiniteError(f"{saved} holds a run whose {broken} is not finite; delete that folder, and the run begins anew")
+    run.step_number = facts["step"]
+    run.history = History(facts["history"], facts["seconds"], facts["rows_seen"])
+    run.fabric.strategy.precision.load_state_dict(facts["precision"])
+    _set_random_states(run, tensors)
+    run._epoch_order = tensors.get("epoch_order")
 
-    def _broken(self) -> str | None:
-        "The first weight or buffer that is not finite."
-        broken = [f"weight {name}" for name, p in self._modules.named_parameters() if not bool(p.isfinite().all())]
-        broken += [f"buffer {name}" for name, b in self._modules.named_buffers() if bool(b.isnan().any())]  # a mask may hold -inf
-        return broken[0] if broken else None
 
-    def _not_finite(self, what, row):
-        saved = last_checkpoint(self.folder) if self.folder else None
-        parts = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "epoch"))
-        return NotFiniteError(f"{what} ({parts}). Last good checkpoint: {saved or 'none, because fit had no folder'}. "
-                              "The usual mends: a lower lr, clip=1.0, or precision='32-true'.")
+def _identity(run):
+    parts = {"method": run.method, "split": run.split.columns}
+    return identity(device=run.device.type, **parts, **({"probe": run.probe} if run.probe else {}))
 
-    def _watch(self, row):
-        due = [m for m in self.monitors if self.step_number % _every(m) == 0 or self.step_number in (1, self.total_steps)]
-        if due:
-            self._look()
-            with evaluating(self.method):
-                for monitor in due:
-                    row |= monitor(self.method)
 
-    def _random_states(self) -> dict[str, Tensor]:
-        "The state of each generator, one row for each rank."
-        states = {"order": self.order.get_state(), "views": self.generator.get_state(), "torch": torch.get_rng_state()}
-        if self.device.type == "cuda": states["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.device.type == "mps": states["mps"] = torch.mps.get_rng_state()
-        return {f"rng/{name}": self._of_all_ranks(state) for name, state in states.items()}
+def _description(method):
+    kept = method.evaluated
+    name = next((name for name, module in method.named_modules(prefix="method") if module is kept), None)
+    return description(kept, f"{name}.") if name else {}
 
-    def _of_all_ranks(self, state):
-        if self.fabric.world_size == 1: return state[None]
-        mine = state.to(self.device)
-        rows = [torch.empty_like(mine) for _ in range(self.fabric.world_size)]
-        torch.distributed.all_gather(rows, mine)
-        return torch.stack(rows).cpu()
-
-    def _set_random_states(self, tensors):
-        # a copy of the row, because set_state reads from the start of its storage
-        mine = {name: tensors[name][self.fabric.global_rank].clone() for name in tensors if name.startswith("rng/")}
-        self.order.set_state(mine["rng/order"])
-        self.generator.set_state(mine["rng/views"])
-        torch.set_rng_state(mine["rng/torch"])
-        if self.device.type == "cuda": torch.cuda.set_rng_state(mine["rng/cuda"], self.device)
-        if self.device.type == "mps": torch.mps.set_rng_state(mine["rng/mps"])
-
-    def _resume(self):
-        saved = last_checkpoint(self.folder) if self.folder else None
-        if saved is None:
-            return
-        facts = json.loads((saved / "state.json").read_text())
-        differ = differences(facts["settings"] | facts.get("work", {}), self.settings.of_the_result | self.work)
-        if differ:
-            raise ValueError(f"{saved} belongs to other work: {differ}. A folder belongs to one method, data set and settings: "
-                             "give this run another folder, or delete that one")
-        facts, tensors = load_checkpoint(saved, self._modules, self.optimizer)
-        if broken := self._broken():
-            raise NotFiniteError(f"{saved} holds a run whose {broken} is not finite; delete that folder, and the run begins anew")
-        self.step_number = facts["step"]
-        self.history = History(facts["history"], facts["seconds"], facts["rows_seen"])
-        self.fabric.strategy.precision.load_state_dict(facts["precision"])
-        self._set_random_states(tensors)
-        self._epoch_order = tensors.get("epoch_order")
-
-    def _line(self):
-        row = self.history.rows[-1]
-        seen = " ".join(f"{key} {row[key]:.3f}" for key in row if key not in ("step", "epoch", "lr"))
-        return f"epoch {row['epoch']:.0f}/{self.settings.epochs} {seen} ({self.history.rows_per_second:.0f} rows/s)"
-
-# %% ../../nbs/training/06_trainer.ipynb #f9f28450
-class Trainer(_Parts):
-    "Trains a method on a split. Steps one at a time, so a widget can drive it as well as `run`."
+# %% ../../nbs/training/06_trainer.ipynb #d79e9830
+class _Run:
+    "A method, a split and settings, and how far the run has come."
 
     def __init__(
         self,
@@ -202,7 +152,7 @@ class Trainer(_Parts):
         self.device = self.fabric.device
         self.method, self.split, self.probe, self.monitors = method, split, probe, tuple(monitors)
         self.folder = Path(folder) if folder else None
-        self.work = self._identity() if self.folder else {}
+        self.work = _identity(self) if self.folder else {}
         self.checkpoint_every = settings.checkpoint_every or self.steps_per_epoch
         self.log_every = settings.log_every or (1 if self.device.type == "cpu" else 50)
 
@@ -214,7 +164,7 @@ class Trainer(_Parts):
         optimizer = make_optimizer(trained, settings.optimizer, settings.lr, settings.weight_decay)
         self.trained, self.optimizer = self.fabric.setup(_Stepped(trained, torch.compile(method.loss) if settings.compile else None), optimizer)
         self.step_number, self.history, self._unseen, self._epoch_order = 0, History(), [], None
-        self._resume()
+        _resume(self)
 
     @property
     def total_steps(self) -> int:
@@ -224,6 +174,89 @@ class Trainer(_Parts):
     def progress(self) -> float:
         "Of the run, in [0, 1]."
         return self.step_number / self.total_steps
+
+    @property
+    def _modules(self):
+        return self.trained.module.modules_by_name
+
+# %% ../../nbs/training/06_trainer.ipynb #b3e03ab9
+class _Watched(_Run):
+    "A run that is looked at: its losses, its weights, what monitors say, and checkpoints."
+
+    def _loss(self, views, batch):
+        try:
+            return self.trained(views, batch)
+        except NotFiniteError as error:  # an objective refused its embeddings: say where in the run
+            self._look()
+            row = self.history.rows[-1] if self.history.rows else {"lr": self.settings.lr}
+            raise _not_finite(self.folder, f"step {self.step_number + 1}: {error}", row) from None
+
+    def _look(self):
+        "Bring losses to the host, and stop at the first that is not finite."
+        for row, values in self._unseen:
+            row |= {key: float(value) for key, value in values.items()}
+            if not math.isfinite(row["loss"]):
+                raise _not_finite(self.folder, f"the loss is {row['loss']} at step {row['step']}", row)
+            self.history.rows.append(row)
+        self._unseen.clear()
+
+    def _watch(self, row):
+        due = [m for m in self.monitors if self.step_number % _every(m) == 0 or self.step_number in (1, self.total_steps)]
+        if due:
+            self._look()
+            with evaluating(self.method):
+                for monitor in due:
+                    row |= monitor(self.method)
+
+    def checkpoint(self) -> Path | None:
+        "Save the run if it has a folder; never a run whose loss or weights are not finite. To be called on every rank."
+        self._look()
+        if broken := _broken(self._modules):
+            row = self.history.rows[-1] if self.history.rows else {"lr": self.settings.lr}
+            raise _not_finite(self.folder, f"the {broken} is not finite after step {self.step_number}", row)
+        if not self.folder:
+            return None
+        extra = _random_states(self)
+        if not self.fabric.is_global_zero:
+            return None
+        if self._epoch_order is not None:
+            extra["epoch_order"] = self._epoch_order
+        facts = {"settings": self.settings.of_the_result, "work": self.work, "precision": self.fabric.strategy.precision.state_dict(),
+                 "history": self.history.rows, "seconds": self.history.seconds, "rows_seen": self.history.rows_seen}
+        return save_checkpoint(self.folder, self.step_number, self._modules, self.optimizer, extra, facts, _description(self.method))
+
+# %% ../../nbs/training/06_trainer.ipynb #814a1d48
+def _index(run, micro):
+    "This rank's rows of a micro-batch; what does not fill a batch is left."
+    per_batch = run.settings.batch_size * run.fabric.world_size
+    place = (run.step_number % run.steps_per_epoch * run.settings.accumulate + micro) * per_batch
+    return run._epoch_order[place : place + per_batch][run.fabric.global_rank :: run.fabric.world_size]
+
+
+def _begin_epoch(run):
+    "What a method does before an epoch, and the order of the rows."
+    run.method.before_epoch(run.split, run.progress)
+    run._epoch_order = run.method.order(run.split, run.order).cpu()
+    wanted = run.steps_per_epoch * run.settings.batch_size * run.settings.accumulate * run.fabric.world_size
+    if len(run._epoch_order) < wanted:
+        raise ValueError(f"{type(run.method).__name__}.order gave {len(run._epoch_order)} rows, but an epoch of {run.steps_per_epoch} steps takes "
+                         f"{wanted}; an order may name rows repeatedly")
+
+
+def _clip(run):
+    "Fabric would clip all that the optimizer has, and so a probe would change the steps of what it looks at."
+    run.fabric.strategy.precision.unscale_gradients(run.optimizer.optimizer)
+    nn.utils.clip_grad_norm_(run.method.parameters(), run.settings.clip)
+
+
+def _line(run):
+    row = run.history.rows[-1]
+    seen = " ".join(f"{key} {row[key]:.3f}" for key in row if key not in ("step", "epoch", "lr"))
+    return f"epoch {row['epoch']:.0f}/{run.settings.epochs} {seen} ({run.history.rows_per_second:.0f} rows/s)"
+
+# %% ../../nbs/training/06_trainer.ipynb #f9f28450
+class Trainer(_Watched):
+    "Trains a method on a split. Steps one at a time, so a widget can drive it as well as `run`."
 
     def run(
         self,
@@ -236,7 +269,7 @@ class Trainer(_Parts):
             if self.step_number % self.checkpoint_every == 0 or self.step_number == self.total_steps:
                 self.checkpoint()
             if self.step_number % self.steps_per_epoch == 0 and report:
-                report(self._line())
+                report(_line(self))
             if bar is not None:
                 bar.update()
                 if not self._unseen:
@@ -252,14 +285,14 @@ class Trainer(_Parts):
             group["lr"] = rate
         if not self.method.training:
             self.trained.train()  # somebody looked at it since; else every submodule keeps its mode, such as frozen batch norm
-        if self.step_number % self.steps_per_epoch == 0: self._begin_epoch()
+        if self.step_number % self.steps_per_epoch == 0: _begin_epoch(self)
         for micro in range(settings.accumulate):
-            batch = self.split[self._index(micro)].to(self.device, non_blocking=True)
+            batch = self.split[_index(self, micro)].to(self.device, non_blocking=True)
             with self.fabric.no_backward_sync(self.trained, enabled=micro < settings.accumulate - 1):
                 loss, metrics = self._loss(as_views(self.method.views(batch, self.generator)), batch)
                 self.fabric.backward(loss / settings.accumulate)
         if settings.clip is not None:
-            self._clip()
+            _clip(self)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step_number += 1
@@ -272,23 +305,6 @@ class Trainer(_Parts):
         self._watch(row)
         self.history.seconds += time.perf_counter() - began
         return row
-
-    def checkpoint(self) -> Path | None:
-        "Save the run if it has a folder; never a run whose loss or weights are not finite. To be called on every rank."
-        self._look()
-        if broken := self._broken():
-            row = self.history.rows[-1] if self.history.rows else {"lr": self.settings.lr}
-            raise self._not_finite(f"the {broken} is not finite after step {self.step_number}", row)
-        if not self.folder:
-            return None
-        extra = self._random_states()
-        if not self.fabric.is_global_zero:
-            return None
-        if self._epoch_order is not None:
-            extra["epoch_order"] = self._epoch_order
-        facts = {"settings": self.settings.of_the_result, "work": self.work, "precision": self.fabric.strategy.precision.state_dict(),
-                 "history": self.history.rows, "seconds": self.history.seconds, "rows_seen": self.history.rows_seen}
-        return save_checkpoint(self.folder, self.step_number, self._modules, self.optimizer, extra, facts, self._description())
 
 # %% ../../nbs/training/06_trainer.ipynb #0c322f2f
 def fit(

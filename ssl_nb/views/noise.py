@@ -15,12 +15,12 @@ from .operations import to_float
 from .view import View, as_views
 
 # %% ../../nbs/views/07_noise.ipynb #6afb0810
-def cosine_levels(t: Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
+def cosine_levels(t: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
     "Levels of signal and noise whose squares add to 1."
     return (math.pi * t / 2).cos(), (math.pi * t / 2).sin()
 
 
-def linear_levels(t: Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
+def linear_levels(t: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
     "Levels of a straight line from signal to noise (flow matching)."
     return 1 - t, t
 

@@ -6,11 +6,7 @@
 __all__ = ['FILTERS', 'to_float', 'interpolation_matrix', 'crop_resize', 'adjust_hue', 'jitter_slots', 'apply_jitter',
            'color_jitter', 'grayscale', 'gaussian_blur', 'solarize', 'affine', 'add_noise', 'erase']
 
-# %% ../../nbs/views/02_operations.ipynb #b618de55
-"""Operations on a batch of images: batched tensor code on any device. They take their parameters as tensors, a row for each image."""
-
 # %% ../../nbs/views/02_operations.ipynb #47cf5746
-import math
 from functools import lru_cache
 
 import torch
@@ -44,11 +40,11 @@ def _centers(size, device):
 
 # %% ../../nbs/views/02_operations.ipynb #7b64cd00
 def interpolation_matrix(
-    start: Float[Tensor, "n"],  # first pixel of the piece, whole numbers
-    length: Float[Tensor, "n"],  # its length in pixels, whole numbers, at least 1
+    start: Float[Tensor, " n"],  # first pixel of the piece, whole numbers
+    length: Float[Tensor, " n"],  # its length in pixels, whole numbers, at least 1
     source: int,  # pixels of the image along this axis
     target: int,  # pixels of the view along this axis
-    flip: Bool[Tensor, "n"] | None = None,  # which images to mirror
+    flip: Bool[Tensor, " n"] | None = None,  # which images to mirror
     filter: str = "bilinear",  # or "bicubic"
 ) -> Float[Tensor, "n target source"]:
     "Weights that cut, resize with antialiasing and mirror a line of pixels; each row sums to one."
@@ -65,7 +61,7 @@ def crop_resize(
     images: Float[Tensor, "n c H W"],
     boxes: Float[Tensor, "n 4"],  # top, left, height, width in pixels, whole numbers
     size: int | tuple[int, int],  # of the view: pixels, or (height, width)
-    flip: Bool[Tensor, "n"] | None = None,  # which views to mirror left to right
+    flip: Bool[Tensor, " n"] | None = None,  # which views to mirror left to right
     filter: str = "bilinear",  # or "bicubic"; always antialiased
 ) -> Float[Tensor, "n c h w"]:
     """Cut a box from each image, resize it, mirror it: two batched matrix products.
@@ -83,7 +79,7 @@ def crop_resize(
 # %% ../../nbs/views/02_operations.ipynb #dee5b6e5
 def adjust_hue(
     images: Float[Tensor, "n 3 h w"],  # in [0, 1]
-    hue: Float[Tensor, "n"],  # turns, in [-0.5, 0.5]
+    hue: Float[Tensor, " n"],  # turns, in [-0.5, 0.5]
 ) -> Float[Tensor, "n 3 h w"]:
     "Rotate the hue of each image in HSV, exactly; as `adjust_hue` of torchvision."
     red, green, blue = images.unbind(1)
@@ -127,10 +123,10 @@ def apply_jitter(images, matrices, mean_matrices, hue):
 # %% ../../nbs/views/02_operations.ipynb #ce150e7e
 def color_jitter(
     images: Float[Tensor, "n c h w"],  # in [0, 1], c 1 or 3
-    brightness: Float[Tensor, "n"],  # factor, 1: unchanged
-    contrast: Float[Tensor, "n"],  # factor
-    saturation: Float[Tensor, "n"],  # factor; nothing to do for gray images
-    hue: Float[Tensor, "n"] | None,  # turns in [-0.5, 0.5]; None: unchanged. Nothing to do for gray images
+    brightness: Float[Tensor, " n"],  # factor, 1: unchanged
+    contrast: Float[Tensor, " n"],  # factor
+    saturation: Float[Tensor, " n"],  # factor; nothing to do for gray images
+    hue: Float[Tensor, " n"] | None,  # turns in [-0.5, 0.5]; None: unchanged. Nothing to do for gray images
     order: Int[Tensor, "n 4"],  # a permutation in each row: 0 brightness, 1 contrast, 2 saturation, 3 hue
 ) -> Float[Tensor, "n c h w"]:
     """Four color operations, each image in its own order, clamped to [0, 1] after each, as torchvision's `ColorJitter`.
@@ -161,7 +157,7 @@ def _fold(size, radius, device):
 # %% ../../nbs/views/02_operations.ipynb #0feda2c4
 def gaussian_blur(
     images: Float[Tensor, "n c h w"],
-    sigma: Float[Tensor, "n"],  # standard deviation in pixels, positive
+    sigma: Float[Tensor, " n"],  # standard deviation in pixels, positive
     radius: int,  # the kernel has 2 * radius + 1 taps; at most min(h, w) - 1
 ) -> Float[Tensor, "n c h w"]:
     "Blur each image with its own Gaussian, mirrored at the border; as `gaussian_blur` of torchvision."
@@ -188,9 +184,9 @@ def solarize(
 # %% ../../nbs/views/02_operations.ipynb #9dcfb5e3
 def affine(
     images: Float[Tensor, "n c h w"],
-    angle: Float[Tensor, "n"],  # degrees, clockwise as seen on the picture
+    angle: Float[Tensor, " n"],  # degrees, clockwise as seen on the picture
     translate: Float[Tensor, "n 2"],  # pixels right, pixels down
-    scale: Float[Tensor, "n"],  # above 1: larger
+    scale: Float[Tensor, " n"],  # above 1: larger
     shear: Float[Tensor, "n 2"],  # degrees along x, along y
     fill: float = 0.0,  # value outside the image
 ) -> Float[Tensor, "n c h w"]:
@@ -212,7 +208,7 @@ def affine(
 def add_noise(
     images: Float[Tensor, "n c h w"],  # in [0, 1]
     noise: Float[Tensor, "n c h w"],  # standard normal
-    sigma: Float[Tensor, "n"],  # its standard deviation
+    sigma: Float[Tensor, " n"],  # its standard deviation
 ) -> Float[Tensor, "n c h w"]:
     "Add noise and clamp to [0, 1]."
     return torch.addcmul(images, noise, sigma[:, None, None, None]).clamp_(0, 1)
