@@ -10,7 +10,7 @@ from ssl_nb.data import Split, image_split
 from ssl_nb.training import Trainer
 from ssl_nb.views import SceneViews
 
-STOCK = methods.list()  # before any test registers its own
+STOCK = methods.list(modality="image")  # before any test registers its own
 UNSUPERVISED = [name for name in STOCK if methods.card(name).family != "reference"]
 
 

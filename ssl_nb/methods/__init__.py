@@ -3,21 +3,21 @@
 # %% auto #0
 __all__ = ['Alignment', 'Denoising', 'JointEmbedding', 'MaskedPrediction', 'Supervised', 'Together', 'Teacher', 'Decoder',
            'TokenHead', 'pieces', 'latents', 'masked_smooth_l1', 'masked_cross_entropy', 'token_cosine', 'relation_kl',
-           'Method', 'Step', 'Card', 'register', 'create', 'card', 'list']
+           'Method', 'Step', 'Card', 'register', 'create', 'card', 'list', 'default_views', 'mlp']
 
 # %% ../../nbs/methods/00_index.ipynb #827c986a
 from importlib.util import find_spec
 from pkgutil import iter_modules
 
-from .joint_embedding import *
-from .alignment import *
-from .denoising import *
-from .masked_prediction import *
-from .method import *
+from .alignment import Alignment, relation_kl, token_cosine
+from .denoising import Denoising
+from .joint_embedding import JointEmbedding
+from .masked_prediction import Decoder, MaskedPrediction, TokenHead, latents, masked_cross_entropy, masked_smooth_l1, pieces
+from .method import Card, Method, Step, card, create, default_views, methods, mlp, register
 from .method import list_methods as list
-from .supervised import *
-from .teacher import *
-from .together import *
+from .supervised import Supervised
+from .teacher import Teacher
+from .together import Together
 
 # One page of the atlas exports one recipe: the module ssl_nb.atlas.<name> and in it the function <name>. It is imported when it is asked for.
 if (pages := find_spec("ssl_nb.atlas")) is not None:
@@ -25,4 +25,4 @@ if (pages := find_spec("ssl_nb.atlas")) is not None:
 
 # %% ../../nbs/methods/00_index.ipynb #ded51669
 _all_ = ["Alignment", "Denoising", "JointEmbedding", "MaskedPrediction", "Supervised", "Together", "Teacher", "Decoder", "TokenHead", "pieces", "latents",
-         "masked_smooth_l1", "masked_cross_entropy", "token_cosine", "relation_kl", "Method", "Step", "Card", "register", "create", "card", "list"]
+         "masked_smooth_l1", "masked_cross_entropy", "token_cosine", "relation_kl", "Method", "Step", "Card", "register", "create", "card", "list", "default_views", "mlp"]

@@ -5,12 +5,10 @@ __all__ = ['evaluator', 'finetune']
 
 # %% ../../nbs/methods/06_finetune.ipynb #563947bb
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from ..data.split import Split
 from ..encoders import embed
 from ..evaluators.probes import fit_linear, split_rows
 from ..evaluators.scores import Score, check_labels, mean_score, seed_score

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 # %% auto #0
-__all__ = ['VERDICTS', 'POWER', 'verdict', 'Claim', 'Gate', 'detectable', 'Result', 'Evidence', 'judge', 'Conclusion',
+__all__ = ['VERDICTS', 'POWER', 'MIME', 'verdict', 'Claim', 'Gate', 'detectable', 'Result', 'Evidence', 'judge', 'Conclusion',
            'results_html']
 
 # %% ../../nbs/runs/01_verdicts.ipynb #eaf1421a
@@ -277,10 +277,18 @@ def _result(item, found, p, alpha, strictest):
                   no_interest=claim.no_interest, p=p, detectable=found.detectable(strictest), gates=list(item.gates), changed=claim.changed)
 
 # %% ../../nbs/runs/01_verdicts.ipynb #eb9cd6e0
+MIME = "application/vnd.ssl_nb.results+json"  # an output of a notebook that holds results as data
+
 class Conclusion(list):
-    "The results of a run, shown as a table in a notebook."
+    "The results of a run, shown as a table in a notebook; its output holds them as data too."
     def __repr__(self): return "\n".join(map(str, self))
     def _repr_html_(self): return results_html(self)
+    def _repr_mimebundle_(self, **_): return {MIME: [_data(result) for result in self]}
+
+def _data(result):
+    kept = ("claim", "verdict", "protocol", "ours", "baseline", "difference", "interval", "level", "per_seed")
+    gates = [dict(name=gate.name, difference=gate.difference, interval=gate.interval, passed=gate.passed) for gate in result.gates]
+    return {**{name: getattr(result, name) for name in kept}, "gates": gates}
 
 def results_html(
     results: list[Result],
