@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..disk import to_disk
@@ -104,7 +104,7 @@ def _attempts(partial):
     try: return json.loads((partial / "attempts.json").read_text())
     except (OSError, ValueError): return []
 
-def _now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def _now(): return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../../nbs/runs/11_attempt.ipynb #e1356848
 def _finish(partial, run, reproduction, values, seconds):
