@@ -212,20 +212,33 @@ def evaluate(
     ood: str = typer.Option(None, "--ood", help="A data set from elsewhere, for ood_scores."),
     k: int = typer.Option(20, "-k", help="Neighbors of knn."),
     csv: Path = typer.Option(None, metavar="PATH", help="Also write the table as CSV."),
+    use: list[str] = typer.Option([], "--use", metavar="FILE_OR_MODULE", help="Import this first: it registers data, encoders or evaluators of yours."),
 ):
     "Ask evaluators about trained encoders; the table is added to the run's folder."
     from ssl_nb.evaluators.suite import evaluate
 
     try:
+        for name in use: _import(name)
         asked = data or _trained_on(targets)
         found = evaluate(_encoders(targets), asked, suite, ood, k)
-    except (ValueError, OSError) as error: _stop(error, 2)
+    except (ValueError, OSError, ImportError) as error: _stop(error, 2)
     table = found.table.assign(data=asked)
     shown = ["encoder", "evaluator", "protocol", "value", "low", "high", "of", "seconds", "note"]
     typer.echo(aligned([shown, *table[shown].values.tolist()], widest=48))
     for path in [*(t / "evaluation.csv" for t in targets if (t / "result.json").is_file()), *([csv] if csv else [])]:
         try: typer.echo(f"added to {_add_rows(table, path)}")
         except OSError as error: _stop(f"cannot write {path}: {error.strerror or error}", 2)
+
+def _import(name):
+    "Import a Python file, or a module by its name."
+    import importlib.util
+    import sys
+
+    if not name.endswith(".py"): return importlib.import_module(name)
+    if not Path(name).is_file(): raise FileNotFoundError(f"--use {name}: there is no such file")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 def _encoders(targets):
     "Every encoder of the targets, by a name that tells them apart."
