@@ -228,12 +228,13 @@ class LiveRun(Recorded):
     def __init__(
         self,
         split: data.Split | None = None,  # what to train on; None: the digits
-        settings: Settings = Settings(),
+        settings: Settings | None = None,  # None: the defaults
         *,
         sample: data.Split | None = None,  # held-out images to measure on; None: up to 512 of the split, or the digits' test split
         method: nn.Module | None = None,  # of one's own, trained in place: of the settings only batch, lr, weight decay, optimizer, seed count
         device: str = "cpu",
     ):
+        settings = settings or Settings()
         _check_kinds(split=(split, data.Split), sample=(sample, data.Split), method=(method, methods.Method), settings=(settings, Settings))
         if split is None:
             digits = data.load("digits")

@@ -27,7 +27,9 @@ _SETTINGS = dict(
     **{f"{axis}_{of}": [-1.0, 1.0] for axis in "xy" for of in ("domain", "scale_domain")},
     **{f"{channel}_domain": [None, None] for channel in ("color", "opacity", "size")},
     **{f"{channel}_scale": "linear" for channel in ("x", "y", "color", "opacity", "size")},
-    **{f"{channel}_{of}": None for channel in ("x", "y", "color", "opacity", "size") for of in ("histogram", "histogram_range")})
+    **{f"{axis}_histogram": [1 / 20] * 20 for axis in "xy"},  # for a tooltip that is off; read all the same
+    **{f"{channel}_histogram": None for channel in ("color", "opacity", "size")},
+    **{f"{channel}_histogram_range": None for channel in ("x", "y", "color", "opacity", "size")})
 
 
 class PatientScatter(JupyterScatter):
