@@ -6,6 +6,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 
 WIDGET = """
 import numpy as np
+from ssl_nb.explore.explorer import *
 from ssl_nb.explore.panels import *
 
 class Chess(Explorer):

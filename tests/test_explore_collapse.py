@@ -11,19 +11,9 @@ pytest.importorskip("anywidget")
 
 from ssl_nb import data, methods
 from ssl_nb.explore import collapse_lab
-from ssl_nb.explore.collapse_lab import (
-    METHODS,
-    CollapseLab,
-    LiveRun,
-    Settings,
-    build_method,
-    diagnosis,
-    lab_views,
-    measure,
-    presets,
-    principal_plane,
-    sphere,
-)
+from ssl_nb.explore.collapse_lab import CollapseLab
+from ssl_nb.explore.collapse_settings import METHODS, Settings, build_method, lab_views, presets
+from ssl_nb.explore.live_run import LiveRun, diagnosis, measure, principal_plane, sphere
 
 NOISE = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
 

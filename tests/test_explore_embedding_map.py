@@ -9,21 +9,13 @@ import pytest
 import torch
 from sklearn import manifold
 
-from ssl_nb.explore import projection
-from ssl_nb.explore.embedding_map import EmbeddingMap, Points, coloring, measure
-from ssl_nb.explore.projection import (
-    MapRecipe,
-    aligned,
-    continuity,
-    neighbor_graph,
-    pca,
-    project,
-    recipe,
-    remember,
-    remembered,
-    trustworthiness,
-    worker,
-)
+from ssl_nb.explore import map_layout, projection
+from ssl_nb.explore.embedding_map import EmbeddingMap
+from ssl_nb.explore.map_layout import pca
+from ssl_nb.explore.map_quality import continuity, neighbor_graph, trustworthiness
+from ssl_nb.explore.map_worker import worker
+from ssl_nb.explore.points import Points, coloring, measure
+from ssl_nb.explore.projection import MapRecipe, aligned, project, recipe, remember, remembered
 
 pytestmark = pytest.mark.xdist_group("maps")  # one process pays for numba
 
@@ -148,8 +140,8 @@ def test_a_record_refuses_other_features_order_and_versions():
 def test_neighbors_are_searched_once_for_all_min_dist(monkeypatch):
     x, _ = blobs(seed=9)
     searched = []
-    whole = projection.neighbor_graph
-    monkeypatch.setattr(projection, "neighbor_graph", lambda *a: searched.append(1) or whole(*a))
+    whole = map_layout.neighbor_graph
+    monkeypatch.setattr(map_layout, "neighbor_graph", lambda *a: searched.append(1) or whole(*a))
     for min_dist in (0.0, 0.4):
         project(x, min_dist=min_dist)
     project(x, n_neighbors=30)
@@ -246,7 +238,7 @@ def test_bad_input_is_refused_before_work_starts(arguments, message):
 
 def test_the_pure_part_needs_no_widgets_and_no_umap():
     heavy = "ipywidgets", "umap", "numba", "jscatter", "matplotlib"
-    code = f"import sys, ssl_nb.explore.projection; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, ssl_nb.explore.map_worker; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -400,10 +392,23 @@ def test_colors_reach_the_map():
     assert w.colors.high == pytest.approx(w.scores()[0].samples.max())
 
 
-def test_the_browser_keeps_the_newest_points_while_it_draws():
-    from ssl_nb.explore import embedding_map
+def test_the_browser_gets_the_view_of_jupyter_scatter_unchanged():
+    import jscatter
+    from jscatter.widget import JupyterScatter
 
-    assert embedding_map._QUEUE in EmbeddingMap(gaussian(30, 4), method="pca").scatter.widget._esm
+    shown = EmbeddingMap(gaussian(30, 4), method="pca").scatter.widget
+    assert isinstance(shown, JupyterScatter) and shown.view_module == str(JupyterScatter._esm)
+    assert "view_module" in shown._esm and "change:points" in shown._esm
+    words = dict(axes=False, legend=False, tooltip=False, lasso_initiator=False, lasso_on_long_press=True)
+    words |= dict(opacity=0.85, opacity_unselected=0.25, transition_points_duration=500, zoom_animation=500)
+    plain = jscatter.Scatter(x=np.zeros(30), y=np.zeros(30), width="auto", **words).widget
+    ours = "points", "height", "size", "opacity", "toolbar_buttons", "lasso_color"
+    ours += "color", "color_by", "color_scale", "color_domain", "color_histogram"
+    ours += "x_domain", "y_domain", "x_scale_domain", "y_scale_domain", "x_histogram", "y_histogram"
+    idle = "title", "tooltip", "label"  # of parts that are off
+    for name in JupyterScatter.class_own_traits(sync=True):
+        if name not in ours and not any(word in name for word in idle) and name != "dom_element_id":
+            assert np.array_equal(getattr(shown, name), getattr(plain, name)), name
 
 
 def test_linked_maps_morph_and_share_their_selection():

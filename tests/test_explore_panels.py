@@ -2,28 +2,16 @@
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from ssl_nb.explore.panels import (
-    Bars,
-    Canvas,
-    Dots,
-    Explorer,
-    Label,
-    Line,
-    Panel,
-    Picture,
-    _frame,
-    button,
-    choice,
-    slider,
-    still,
-    switch,
-)
+from ssl_nb.explore import panels
+from ssl_nb.explore.explorer import Explorer, button, choice, slider, switch
+from ssl_nb.explore.panels import Bars, Canvas, Dots, Label, Line, Panel, Picture, _frame, still
 from ssl_nb.figures import PALETTE
 
 STEPS = torch.arange(1, 51)
@@ -69,6 +57,12 @@ def test_dots_take_any_kind_of_color():
     assert np.frombuffer(mark["sizes"], np.float32).tolist() == [1, 2, 3]
     [mark] = _frame(Panel("", [Dots([0], [0], 9)]))["marks"]
     assert mark["color"] == [PALETTE[1]] and mark["index"] is None
+
+
+def test_the_browser_loads_the_files_beside_the_module():
+    folder = Path(panels.__file__).parent
+    for name, trait in (("canvas.js", "_esm"), ("canvas.css", "_css")):
+        assert getattr(Canvas(), trait) == (folder / name).read_text()
 
 
 def test_a_slow_browser_gets_the_newest_frame_and_not_the_queue():

@@ -750,9 +750,11 @@ def wheel(tmp_path_factory):
     return base
 
 
-def test_the_wheel_holds_every_module_and_notebook(wheel):
+def test_the_wheel_holds_every_module_script_and_notebook(wheel):
     source, site = wheel / "source", wheel / "site" / "ssl_nb"
-    for path in (source / "ssl_nb").rglob("*.py"):
+    written = [path for path in (source / "ssl_nb").rglob("*") if path.suffix in (".py", ".js", ".css")]
+    assert {".py", ".js", ".css"} == {path.suffix for path in written}
+    for path in written:
         assert (site / path.relative_to(source / "ssl_nb")).is_file(), path
     for kind in ("reproductions", "benchmarks", "explore", "atlas/toys"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
