@@ -7,6 +7,7 @@ __all__ = []
 _WHERE = {
     "verdicts": ("VERDICTS", "Claim", "Conclusion", "Evidence", "Gate", "Result", "judge"),
     "folder": ("Run", "RunFailed", "RunRefused", "load_run"),
+    "study": ("Study",),
     "parameters": ("Parameter", "scaled"),
     "signature": ("Reproduction", "read_notebook"),
     "catalog": ("find", "lessons", "notebooks"),
