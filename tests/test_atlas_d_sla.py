@@ -31,8 +31,8 @@ def test_the_loss_is_its_three_parts():
     views = method.views(batch, torch.Generator().manual_seed(0))
     h = method.versions(views)
     edits = torch.stack([view.facts["edit_distance"] for view in views[1:]], 1)
-    expected = graph_discrimination(method.score(h)[..., 0])
-    expected = expected + 3 * edit_distance_loss(h[:, 0], h[:, 1:], edits) + 0.25 * discrepancy_margin(h[:, 0], h[:, 1:], margin=1.5)
+    expected = graph_discrimination(method.score(h)[..., 0]) + 3 * edit_distance_loss(h[:, 0], h[:, 1:], edits)
+    expected = expected + 0.25 * discrepancy_margin(h[:, 0], h[:, 1:], margin=1.5)
     torch.testing.assert_close(method.loss(views, batch).loss, expected)
 
 

@@ -23,7 +23,7 @@ def test_discrimination_is_the_cross_entropy_of_the_original():
     right = torch.eye(4, dtype=torch.float64)[0]
     torch.testing.assert_close(scores.grad, (scores.detach().softmax(1) - right) / 7)
     torch.testing.assert_close(graph_discrimination(torch.zeros(3, 5)), torch.tensor(math.log(5)))
-    torch.testing.assert_close(graph_discrimination(scores[:, [0, 3, 1, 2]]), loss)  # the order of the changed ones does not matter
+    torch.testing.assert_close(graph_discrimination(scores[:, [0, 3, 1, 2]]), loss)  # in any order of the changed ones
     assert graph_discrimination(100 * torch.eye(4)[:1]) < 1e-6
 
 
@@ -61,7 +61,8 @@ def test_the_margin_is_the_loop_over_graphs_versions_and_others(margin):
     original, changed, _ = graphs()
     terms = [max(0.0, (margin + (h - original[i]).norm() - (original[m] - original[i]).norm()).item())
              for i in range(6) for h in changed[i] for m in range(6) if m != i]
-    torch.testing.assert_close(discrepancy_margin(original, changed, margin=margin), torch.tensor(sum(terms) / len(terms), dtype=torch.float64))
+    expected = torch.tensor(sum(terms) / len(terms), dtype=torch.float64)
+    torch.testing.assert_close(discrepancy_margin(original, changed, margin=margin), expected)
 
 
 def test_the_margin_is_zero_where_other_graphs_are_farther_by_the_margin():
