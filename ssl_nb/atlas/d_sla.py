@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DSLA', 'd_sla']
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #b0575749
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #9592b6ea
 import torch
 from torch import nn
 
@@ -14,7 +14,7 @@ from ..tokens.nodes import graph_batch
 from ..views.graph_views import GraphViews, MaskNodes, PerturbEdges, join_graphs
 from ..views.view import View
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #cd00d3f6
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #a9b9495f
 class DSLA(Method):
     "Three objectives on the embeddings of graphs and of their changed versions."
     def __init__(self, encoder, views, edit_weight, margin_weight, margin):
@@ -41,16 +41,18 @@ class DSLA(Method):
 
     def embed(self, batch: Split): return self(graph_batch(batch))
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #c3748fc9
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #c3ee83bf
 @register(
     "d_sla", row="d_sla", family="joint embedding", modality="graph", needs="graphs",
+    build=tuple(f"ssl_nb.{name}" for name in ("objectives.discrepancy.graph_discrimination", "objectives.discrepancy.edit_distance_loss",
+                "objectives.discrepancy.discrepancy_margin", "views.graph_views.GraphViews", "views.graph_views.PerturbEdges", "encoders.GIN")),
     summary="tell a graph from changed versions of it, at distances proportional to their edit distances, nearer than any other graph",
-    paper="Kim, Baek and Hwang 2022, Graph Self-supervised Learning with Accurate Discrepancy Learning, eq. 4-7",
+    paper="Kim, Baek and Hwang 2022, Graph Self-supervised Learning with Accurate Discrepancy Learning",
     equation=r"\mathcal{L} = \mathcal{L}_\mathrm{GD} + \lambda_1 \mathcal{L}_\mathrm{edit} + \lambda_2 \mathcal{L}_\mathrm{margin}",
     parts={"views": "the graph and `PerturbEdges` of growing strength, all with `MaskNodes`", "projector": "none", "predictor": "MLP to one score",
            "target": "which one is the original, and edit distances",
            "loss": "`graph_discrimination`, `edit_distance_loss`, `discrepancy_margin`",
-           "unlike the paper": "edges are moved anywhere in the graph (paper: in a neighborhood of 3 hops); no strongly perturbed graph"},
+           "unlike the paper": "edges are moved anywhere in the graph (authors' code: near a random node, up to 3 hops); no strongly perturbed version"},
     paper_knobs={"strength": 0.2, "mask_ratio": 0.8, "edit_weight": 0.7})
 def d_sla(encoder, *, strength=0.05, versions=3, mask_ratio=0.2, edit_weight=5.0, margin_weight=0.5, margin=5.0, views=None):
     hide = [MaskNodes(mask_ratio)] if mask_ratio else []

@@ -18,7 +18,7 @@ from ..batch import check_embeddings, full_precision, gather_batch
 def graph_discrimination(
     scores: Float[Tensor, "n c"],  # a score for each version of a graph; the original is the first of 2 or more
 ) -> Float[Tensor, ""]:
-    """Cross-entropy (nats) of finding the original among its changed versions (Kim et al. 2022, eq. 4).
+    """Cross-entropy (nats) of finding the original among its changed versions (Kim et al. 2022).
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication."""
     check_embeddings(scores, min_rows=1, min_width=2)
@@ -43,7 +43,7 @@ def edit_distance_loss(
     changed: Float[Tensor, "n k d"],  # 2 or more versions of each
     edits: Real[Tensor, "n k"],  # edit distance of each version to its original, above 0
 ) -> Float[Tensor, ""]:
-    """Mean squared difference of distance / edit distance between two versions of a graph (Kim et al. 2022, eq. 5).
+    """Mean squared difference of distance / edit distance between two versions of a graph (Kim et al. 2022).
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication."""
     _check(original, changed, 2)
@@ -62,7 +62,7 @@ def discrepancy_margin(
     *,
     margin: float = 5.0,  # in units of the embedding
 ) -> Float[Tensor, ""]:
-    """Mean shortfall of (distance to another graph) - (distance to a changed version) below the margin (Kim et al. 2022, eq. 6).
+    """Mean shortfall of (distance to another graph) - (distance to a changed version) below the margin (Kim et al. 2022).
 
     Gathered over ranks."""
     if not 0 <= margin < math.inf: raise ValueError(f"margin is {margin}; give a finite distance of 0 or more.")
