@@ -46,9 +46,9 @@ def _free_pairs(graphs: GraphBatch, edges: Tensor) -> Tensor:
 # %% ../../nbs/views/07_graph_views.ipynb #a76e8cb2
 def perturb_edges(
     graphs: GraphBatch,  # without loops
-    count: Int[Tensor, "n"],  # edges of each graph to move
+    count: Int[Tensor, " n"],  # edges of each graph to move
     generator: torch.Generator | None = None,  # None: torch's global one
-) -> tuple[GraphBatch, Int[Tensor, "n"]]:  # the changed graphs, and their edit distances: edges removed plus edges added
+) -> tuple[GraphBatch, Int[Tensor, " n"]]:  # the changed graphs, and their edit distances: edges removed plus edges added
     """Move edges: remove some, and add as many between nodes that had none. An added edge takes the type of a removed one.
 
     Where a graph has fewer edges, or fewer pairs without an edge, as many as possible are moved, and the edit distance says so.
@@ -79,7 +79,7 @@ def _check_count(count, graphs: GraphBatch):
 # %% ../../nbs/views/07_graph_views.ipynb #564f0398
 def drop_nodes(
     graphs: GraphBatch,
-    count: Int[Tensor, "n"],  # nodes of each graph to drop
+    count: Int[Tensor, " n"],  # nodes of each graph to drop
     generator: torch.Generator | None = None,  # None: torch's global one
 ) -> GraphBatch:
     "The graphs without some of their nodes, and without the edges of these. Raises ValueError as `perturb_edges` does."
