@@ -84,14 +84,31 @@ class Method(Scheduled):
 def used_by(
     recipe: Callable,  # a function or a class
 ) -> dict[str, list[str]]:  # kind, such as "objectives" -> names
-    "What the code of a recipe names of this package; private names and `default_views` are left out."
-    functions = [value for value in vars(recipe).values() if inspect.isfunction(value)] if inspect.isclass(recipe) else [recipe]
-    found = {named for function in functions for code in _codes(function.__code__) for named in _named(code, function.__globals__)}
+    "What the code of a recipe, and the functions and classes of its page that it calls, name of this package; private names and `default_views` are left out."
+    found, left, seen = set(), [recipe], set()
+    while left:
+        part = left.pop()
+        seen.add(part)
+        functions = [value for value in vars(part).values() if inspect.isfunction(value)] if inspect.isclass(part) else [part]
+        for code, known in ((code, function.__globals__) for function in functions for code in _codes(function.__code__)):
+            found |= set(_named(code, known))
+            own = [known.get(name) for name in code.co_names]
+            left += [value for value in own if _is_own(value, recipe) and value not in seen]
     found -= {("methods", name) for name in (recipe.__name__, "default_views", "Step")}
     return {kind: sorted(name for k, name in found if k == kind) for kind in KINDS if any(k == kind for k, _ in found)}
 
 # %% ../../nbs/methods/01_method.ipynb #3ca8ca55
 KINDS = ("methods", "data", "views", "tokens", "encoders", "objectives", "evaluators")  # subpackages that hold parts
+
+def _is_own(value, recipe):
+    "A function or class of the recipe's module, unless it is a part of the package that is named itself."
+    same = (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == recipe.__module__
+    return same and _kind(value) not in KINDS
+
+def _kind(value):
+    "The subpackage of this package that a value is from; '' for others."
+    package, kind, *_ = [*str(getattr(value, "__module__", "")).split("."), ""]
+    return kind if package == "ssl_nb" else ""
 
 def _codes(code):
     "A code object, and those of the functions inside it."
@@ -106,8 +123,7 @@ def _named(code, known):
         if isinstance(value, ModuleType): parts = [(inner, getattr(value, inner, None)) for inner in code.co_names]
         else: parts = [(name, value)]
         for part, value in parts:
-            package, kind, *_ = [*str(getattr(value, "__module__", "")).split("."), ""]
-            if package == "ssl_nb" and kind in KINDS and not part.startswith("_"): yield kind, part
+            if _kind(value) in KINDS and not part.startswith("_"): yield _kind(value), part
 
 # %% ../../nbs/methods/01_method.ipynb #20afecd5
 @dataclass(frozen=True)
