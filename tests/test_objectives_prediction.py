@@ -19,7 +19,7 @@ from ssl_nb.objectives.direct_prediction import (
     fixed_points,
     scalar_dynamics,
 )
-from ssl_nb.objectives.masked_reconstruction import masked_mse, patchify, random_masking, unpatchify
+from ssl_nb.objectives.masked_reconstruction import masked_mse, patchify, unpatchify
 from ssl_nb.objectives.momentum_contrast import MoCoQueue
 from ssl_nb.objectives.prediction import byol, ema_update, momentum_schedule, negative_cosine, simsiam
 from ssl_nb.objectives.self_distillation import DINOHead, DINOLoss, temperature_warmup
@@ -30,6 +30,7 @@ from ssl_nb.objectives.swapped_assignment import (
     swapped_cross_entropy,
     swav,
 )
+from ssl_nb.tokens.masks import random_mask
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -447,35 +448,10 @@ def test_patchify_equals_lightly():
     assert torch.equal(unpatchify(patchify(images, 4), 4), images)
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 5), tokens=st.integers(2, 70), ratio=st.floats(0.05, 0.95))
-def test_random_masking_is_consistent(n, tokens, ratio):
-    visible = int(tokens * (1 - ratio))
-    if not 0 < visible < tokens:
-        with pytest.raises(ValueError, match="mask_ratio"):
-            random_masking(n, tokens, ratio)
-        return
-    keep, mask, restore = random_masking(n, tokens, ratio, torch.Generator().manual_seed(0))
-    again = random_masking(n, tokens, ratio, torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip((keep, mask, restore), again, strict=True))
-    assert keep.shape == (n, visible) and mask.sum() == n * (tokens - visible)
-    assert not mask.gather(1, keep).any()
-    assert torch.equal(restore.sort(1).values, torch.arange(tokens).expand(n, -1))
-    positions = torch.arange(tokens).expand(n, -1)
-    hidden = torch.full((n, tokens - visible), -1)
-    filled = torch.cat([positions.gather(1, keep), hidden], 1).gather(1, restore)
-    assert torch.equal(filled, positions.masked_fill(mask, -1))
-
-
-def test_every_token_is_hidden_equally_often():
-    mask = random_masking(4000, 8, 0.75, torch.Generator().manual_seed(1))[1]
-    assert ((mask.float().mean(0) - 0.75).abs() < 0.035).all()  # five standard deviations
-
-
 @pytest.mark.parametrize("normalize", [True, False])
 def test_masked_mse_equals_the_loop(normalize):
     pred, target = normal(3, 8, 12, dtype=torch.float64), normal(3, 8, 12, seed=1, dtype=torch.float64)
-    mask = random_masking(3, 8, 0.5, torch.Generator().manual_seed(0))[1]
+    mask = random_mask((3, 8), torch.Generator().manual_seed(0), ratio=0.5)
     errors = []
     for i, j in mask.nonzero().tolist():
         x = target[i, j]
@@ -489,7 +465,7 @@ def test_masked_mse_equals_the_loop(normalize):
 
 def test_masked_mse_ignores_visible_patches_and_the_light_of_a_patch():
     pred, target = normal(2, 6, 12).requires_grad_(), normal(2, 6, 12, seed=1).requires_grad_()
-    mask = random_masking(2, 6, 0.5, torch.Generator().manual_seed(0))[1]
+    mask = random_mask((2, 6), torch.Generator().manual_seed(0), ratio=0.5)
     loss = masked_mse(pred, target, mask)
     loss.backward()
     assert torch.equal(pred.grad.abs().sum(2) > 0, mask) and target.grad is None
@@ -505,13 +481,12 @@ def test_masked_mse_ignores_visible_patches_and_the_light_of_a_patch():
     (lambda p, m: masked_mse(p, p, m[:, :4]), "do not fit"),
     (lambda p, m: masked_mse(p * math.nan, p, m), "NaN"),
     (lambda p, m: masked_mse(p[..., :1], p[..., :1], m), "its own mean"),
-    (lambda p, m: random_masking(2, 16, math.nan), "mask_ratio nan"),
     (lambda p, m: patchify(torch.zeros(1, 3, 8, 9), 4), "multiples"),
     (lambda p, m: unpatchify(p, 2, grid=(3, 3)), "3 x 3"),
 ])  # fmt: skip
 def test_masked_reconstruction_refuses(call, words):
     with pytest.raises(ValueError, match=words):
-        call(normal(2, 8, 12), random_masking(2, 8, 0.5)[1])
+        call(normal(2, 8, 12), random_mask((2, 8), ratio=0.5))
 
 
 # ---- direct prediction

@@ -5,15 +5,15 @@ __all__ = ['discrepancy_margin', 'edit_distance_loss', 'graph_discrimination', '
            'cross_correlation', 'covariance_term', 'invariance_term', 'variance_term', 'vicreg', 'byol', 'ema_update',
            'momentum_schedule', 'negative_cosine', 'simsiam', 'FeatureQueue', 'Prototypes', 'Scheduled', 'sinkhorn',
            'swapped_cross_entropy', 'swav', 'DINOHead', 'DINOLoss', 'temperature_warmup', 'masked_mse', 'patchify',
-           'random_masking', 'unpatchify', 'visible_tokens', 'DirectPredictor', 'LinearDynamics', 'collapse_threshold',
-           'eigenspace_alignment', 'fixed_points', 'scalar_dynamics']
+           'unpatchify', 'DirectPredictor', 'LinearDynamics', 'collapse_threshold', 'eigenspace_alignment',
+           'fixed_points', 'scalar_dynamics']
 
 # %% ../../nbs/objectives/00_index.ipynb #d030a260
 from .contrastive import info_nce, nt_xent
 from .direct_prediction import (
     DirectPredictor, LinearDynamics, collapse_threshold, eigenspace_alignment, fixed_points, scalar_dynamics)
 from .discrepancy import discrepancy_margin, edit_distance_loss, graph_discrimination
-from .masked_reconstruction import masked_mse, patchify, random_masking, unpatchify, visible_tokens
+from .masked_reconstruction import masked_mse, patchify, unpatchify
 from .momentum_contrast import MoCoQueue
 from .prediction import byol, ema_update, momentum_schedule, negative_cosine, simsiam
 from .redundancy_reduction import barlow_twins, cross_correlation
@@ -24,5 +24,5 @@ from .variance_covariance import covariance_term, invariance_term, variance_term
 _all_ = ["discrepancy_margin", "edit_distance_loss", "graph_discrimination", "info_nce", "nt_xent", "MoCoQueue", "barlow_twins", "cross_correlation", "covariance_term",
          "invariance_term", "variance_term", "vicreg", "byol", "ema_update", "momentum_schedule", "negative_cosine", "simsiam",
          "FeatureQueue", "Prototypes", "Scheduled", "sinkhorn", "swapped_cross_entropy", "swav", "DINOHead", "DINOLoss",
-         "temperature_warmup", "masked_mse", "patchify", "random_masking", "unpatchify", "visible_tokens", "DirectPredictor", "LinearDynamics",
+         "temperature_warmup", "masked_mse", "patchify", "unpatchify", "DirectPredictor", "LinearDynamics",
          "collapse_threshold", "eigenspace_alignment", "fixed_points", "scalar_dynamics"]
