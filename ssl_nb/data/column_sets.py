@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['take_columns', 'column_sets', 'feature_incremental', 'column_transfer']
 
-# %% ../../nbs/data/17_column_sets.ipynb #689eb8fa
+# %% ../../nbs/data/17_column_sets.ipynb #b699f8ea
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from .split import Data, Split, holdout
 from ..spelling import unknown
 
-# %% ../../nbs/data/17_column_sets.ipynb #85aed54d
+# %% ../../nbs/data/17_column_sets.ipynb #dde92775
 def _named(data: Data) -> dict[str, list[str]]:
     "The names of the columns of each part of a table: numbers, categories."
     if not data.spec.columns: raise ValueError(f"{data.spec.name!r} has no named columns (spec.columns); give a table, such as load('tabular').")
@@ -39,7 +39,7 @@ def take_columns(
     return Data(replace(data.spec, shape=shape, columns=kept, values={name: v for name, v in data.spec.values.items() if name in kept}),
                 cut(data.train), cut(data.test))
 
-# %% ../../nbs/data/17_column_sets.ipynb #fb81c177
+# %% ../../nbs/data/17_column_sets.ipynb #fea9ddc8
 def column_sets(
     names: Sequence[str],
     sets: int = 2,
@@ -54,7 +54,7 @@ def column_sets(
     shared = min(round(overlap * len(names) / (overlap + sets * (1 - overlap))), len(names) - sets)
     return [order[:shared] + order[shared + i :: sets] for i in range(sets)]
 
-# %% ../../nbs/data/17_column_sets.ipynb #6a9cd647
+# %% ../../nbs/data/17_column_sets.ipynb #4f039083
 def _row_parts(data: Data, parts: int, seed: int) -> list[Tensor]:
     "Rows of the train split for each part: disjoint, of about equal size."
     keep = {name: data.train[name] for name in ("labels", data.spec.group) if name is not None and name in data.train}
@@ -69,7 +69,7 @@ def _table(data: Data, names: Sequence[str], rows: Tensor) -> Data:
     cut = take_columns(data, names)
     return Data(cut.spec, cut.train[rows], cut.test)
 
-# %% ../../nbs/data/17_column_sets.ipynb #302945ed
+# %% ../../nbs/data/17_column_sets.ipynb #2778764d
 def feature_incremental(
     data: Data,  # a table
     stages: int = 3,

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['words_of', 'column_words', 'NamedColumns', 'NamedCells']
 
-# %% ../../nbs/tokens/08_named_columns.ipynb #2ce5a6e9
+# %% ../../nbs/tokens/08_named_columns.ipynb #d32f903d
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from ..data.split import Spec
 from .columns import Columns
 from .tokens import Tokens
 
-# %% ../../nbs/tokens/08_named_columns.ipynb #a00df316
+# %% ../../nbs/tokens/08_named_columns.ipynb #7ce46e20
 def words_of(text: str) -> list[str]:
     "The words of a name in lower case: runs of letters and digits."
     return re.findall(r"[^\W_]+", text.lower())
@@ -28,7 +28,7 @@ def column_words(
     texts = [text for spec in specs for name in spec.columns for text in (name, *spec.values.get(name, ()))]
     return sorted({word for text in texts for word in words_of(text)})
 
-# %% ../../nbs/tokens/08_named_columns.ipynb #56e39b90
+# %% ../../nbs/tokens/08_named_columns.ipynb #108c84bf
 def _texts(columns: Columns, values: Mapping[str, Sequence[str]], binary: Sequence[str]) -> list[str]:
     numbers, categories = columns.names[:len(columns.mean)], columns.names[len(columns.mean):]
     for name, count in zip(categories, columns.categories):
@@ -40,7 +40,7 @@ def _texts(columns: Columns, values: Mapping[str, Sequence[str]], binary: Sequen
                              f"{', '.join(categories)}.")
     return [*numbers, *(name if name in binary else f"{name} {value}" for name in categories for value in values[name])]
 
-# %% ../../nbs/tokens/08_named_columns.ipynb #d8874374
+# %% ../../nbs/tokens/08_named_columns.ipynb #31ace6c3
 class NamedColumns:
     """Cells of a table as words. `NamedColumns.fit(train.x, spec, vocabulary)` makes one from the train split.
 
@@ -50,14 +50,14 @@ class NamedColumns:
         self,
         columns: Columns,  # fitted, with names
         values: Mapping[str, Sequence[str]],  # of each categorical column: the names of its codes
-        vocabulary: Sequence[str],  # words that have a row of the embedding table; others are left out
+        vocabulary: Sequence[str],  # words that have a row of the embedding table, counted from 1; others are left out
         *,
         binary: Sequence[str] = (),  # columns of 2 categories whose code 0 means no: such a cell has no token
     ):
         known, texts = {word: row for row, word in enumerate(vocabulary, 1)}, _texts(columns, values, binary)
         rows = [torch.tensor([known[word] for word in words_of(text) if word in known], dtype=torch.int64) for text in texts]
         self.words = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (ids, w)
-        self.absent = torch.zeros(len(texts), dtype=torch.bool)
+        self.absent = (self.words == 0).all(1)  # nothing is known about such a cell
         categories = columns.names[len(columns.mean):]
         self.absent[[int(columns.starts[categories.index(name)]) for name in binary]] = True
         self.columns, self.names, self.vocabulary = columns, columns.names, tuple(vocabulary)
@@ -83,7 +83,7 @@ class NamedColumns:
 
     def __repr__(self): return f"NamedColumns({len(self.names)} columns, {len(self.vocabulary)} words)"
 
-# %% ../../nbs/tokens/08_named_columns.ipynb #59bee477
+# %% ../../nbs/tokens/08_named_columns.ipynb #6f05850b
 class NamedCells(nn.Module):
     "Embeds the tokens of `NamedColumns`: value times the normalized mean of its words' vectors, plus a shared vector."
 
