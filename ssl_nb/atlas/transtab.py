@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['transtab']
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #94803481
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #08ae5373
 from ..methods.joint_embedding import JointEmbedding
 from ..methods.method import Step, register
 from ..objectives.vertical_partition import vertical_partition_contrastive
 from ..views.partitions import VerticalPartition
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #f14eebb8
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #b4169b78
 class _WithLabels(JointEmbedding):
     "A joint embedding whose comparison reads the labels of the batch."
 
@@ -17,18 +17,18 @@ class _WithLabels(JointEmbedding):
         h = [self.represent(self.encoder, view) for view in views]
         return Step(self.compare([self.projector(x) for x in h], batch["labels"]), {}, h[0])
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #1095aa61
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #90c732f3
 @register(
     "transtab", row="transtab", modality="table", summary="parts of the columns are views of a row; compare those of the same row, or of the same class",
     paper="Wang and Sun 2022, TransTab: Learning Transferable Tabular Transformers Across Tables, section 3.4",
     equation=r"\mathcal{L} = -\frac{1}{Kn} \sum_{i,k} \frac{1}{|P(i,k)|} \sum_{(j,l) \in P(i,k)} \log \frac{\exp(s(z_i^k, z_j^l)/\tau)}"
              r"{\sum_{(j',l') \ne (i,k)} \exp(s(z_i^k, z_{j'}^{l'})/\tau)}",
-    parts={"views": "`VerticalPartition`", "tokens": "`NamedColumns`, embedded by `NamedCells`", "projector": "MLP", "predictor": "none", "target": "same weights",
+    parts={"views": "`VerticalPartition`", "tokens": "`NamedColumns`, embedded by `NamedCells`", "projector": "linear", "predictor": "none", "target": "same weights",
            "loss": "`vertical_partition_contrastive`",
            "unlike the paper": "a plain transformer with a mean over tokens; the paper gates the output of each block and pools by a class token; "
                                "cosine in place of the authors' inner product; a cell is one token"},
-    paper_knobs={"overlap": 0.5, "temperature": "10, of inner products", "projector": "(128,), linear"})
-def transtab(encoder, *, supervised=False, parts=3, overlap=0.0, shuffle=False, temperature=0.1, projector=(64, 32), views=None):
+    paper_knobs={"overlap": 0.5, "temperature": "10, of inner products", "projector": (128,)})
+def transtab(encoder, *, supervised=False, parts=3, overlap=0.0, shuffle=False, temperature=0.1, projector=(32,), views=None):
     if views is None:
         if getattr(encoder, "tokenizer", None) is None:
             raise ValueError(f"transtab takes views of a table from the encoder's tokenizer, and {type(encoder).__name__} has none; "
