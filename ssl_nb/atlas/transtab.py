@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['transtab']
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #08ae5373
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #5c28bf76
 from ..methods.joint_embedding import JointEmbedding
 from ..methods.method import Step, register
-from ..objectives.vertical_partition import vertical_partition_contrastive
-from ..views.partitions import VerticalPartition
+from ..objectives import vertical_partition_contrastive
+from ..views import VerticalPartition
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #b4169b78
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #adf7ea2c
 class _WithLabels(JointEmbedding):
     "A joint embedding whose comparison reads the labels of the batch."
 
@@ -17,7 +17,7 @@ class _WithLabels(JointEmbedding):
         h = [self.represent(self.encoder, view) for view in views]
         return Step(self.compare([self.projector(x) for x in h], batch["labels"]), {}, h[0])
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #90c732f3
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #af34a238
 @register(
     "transtab", row="transtab", modality="table", summary="parts of the columns are views of a row; compare those of the same row, or of the same class",
     paper="Wang and Sun 2022, TransTab: Learning Transferable Tabular Transformers Across Tables, section 3.4",
@@ -27,6 +27,7 @@ class _WithLabels(JointEmbedding):
            "loss": "`vertical_partition_contrastive`",
            "unlike the paper": "a plain transformer with a mean over tokens; the paper gates the output of each block and pools by a class token; "
                                "cosine in place of the authors' inner product; a cell is one token"},
+    build=("ssl_nb.tokens.NamedColumns", "ssl_nb.tokens.NamedCells", "ssl_nb.data.column_sets.feature_incremental", "ssl_nb.data.column_sets.column_transfer"),
     paper_knobs={"overlap": 0.5, "temperature": "10, of inner products", "projector": (128,)})
 def transtab(encoder, *, supervised=False, parts=3, overlap=0.0, shuffle=False, temperature=0.1, projector=(32,), views=None):
     if views is None:

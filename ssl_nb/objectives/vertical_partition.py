@@ -24,7 +24,7 @@ def _check(views: Sequence[Tensor], labels: Tensor | None, temperature: float):
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give int64 classes ({len(views[0])},), one for each row, -1 where unknown.")
 
 # %% ../../nbs/objectives/10_vertical_partition.ipynb #aa83b789
-def _groups(labels: Tensor | None, rows: int, device) -> Int[Tensor, "n"]:
+def _groups(labels: Tensor | None, rows: int, device) -> Int[Tensor, " n"]:
     "The number of the class of each row; a row without a label has a number of its own."
     own = torch.arange(rows, device=device)
     return own if labels is None else torch.where(labels < 0, own, labels + rows)
@@ -33,7 +33,7 @@ def _groups(labels: Tensor | None, rows: int, device) -> Int[Tensor, "n"]:
 @full_precision
 def vertical_partition_contrastive(
     views: Sequence[Float[Tensor, "n d"]],  # embeddings of 2 parts or more; row i of each comes from row i of the table
-    labels: Int[Tensor, "n"] | None = None,  # classes, -1 where unknown; None: self-supervised
+    labels: Int[Tensor, " n"] | None = None,  # classes, -1 where unknown; None: self-supervised
     *,
     temperature: float = 0.1,
 ) -> Float[Tensor, ""]:
