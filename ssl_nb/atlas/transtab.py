@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['transtab']
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #5c28bf76
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #78e5597d
 from ..methods.joint_embedding import JointEmbedding
 from ..methods.method import Step, register
 from ..objectives import vertical_partition_contrastive
 from ..views import VerticalPartition
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #adf7ea2c
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #83bc727e
 class _WithLabels(JointEmbedding):
     "A joint embedding whose comparison reads the labels of the batch."
 
@@ -17,7 +17,7 @@ class _WithLabels(JointEmbedding):
         h = [self.represent(self.encoder, view) for view in views]
         return Step(self.compare([self.projector(x) for x in h], batch["labels"]), {}, h[0])
 
-# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #af34a238
+# %% ../../nbs/atlas/joint_embedding/transtab.ipynb #4302369a
 @register(
     "transtab", row="transtab", modality="table", summary="parts of the columns are views of a row; compare those of the same row, or of the same class",
     paper="Wang and Sun 2022, TransTab: Learning Transferable Tabular Transformers Across Tables, section 3.4",
