@@ -6,7 +6,7 @@ __all__ = ['discrepancy_margin', 'edit_distance_loss', 'graph_discrimination', '
            'momentum_schedule', 'negative_cosine', 'simsiam', 'FeatureQueue', 'Prototypes', 'Scheduled', 'sinkhorn',
            'swapped_cross_entropy', 'swav', 'DINOHead', 'DINOLoss', 'temperature_warmup', 'masked_mse', 'patchify',
            'unpatchify', 'DirectPredictor', 'LinearDynamics', 'collapse_threshold', 'eigenspace_alignment',
-           'fixed_points', 'scalar_dynamics']
+           'fixed_points', 'scalar_dynamics', 'vertical_partition_contrastive']
 
 # %% ../../nbs/objectives/00_index.ipynb #d030a260
 from .contrastive import info_nce, nt_xent
@@ -20,9 +20,10 @@ from .redundancy_reduction import barlow_twins, cross_correlation
 from .self_distillation import DINOHead, DINOLoss, temperature_warmup
 from .swapped_assignment import FeatureQueue, Prototypes, Scheduled, sinkhorn, swapped_cross_entropy, swav
 from .variance_covariance import covariance_term, invariance_term, variance_term, vicreg
+from .vertical_partition import vertical_partition_contrastive
 
 _all_ = ["discrepancy_margin", "edit_distance_loss", "graph_discrimination", "info_nce", "nt_xent", "MoCoQueue", "barlow_twins", "cross_correlation", "covariance_term",
          "invariance_term", "variance_term", "vicreg", "byol", "ema_update", "momentum_schedule", "negative_cosine", "simsiam",
          "FeatureQueue", "Prototypes", "Scheduled", "sinkhorn", "swapped_cross_entropy", "swav", "DINOHead", "DINOLoss",
          "temperature_warmup", "masked_mse", "patchify", "unpatchify", "DirectPredictor", "LinearDynamics",
-         "collapse_threshold", "eigenspace_alignment", "fixed_points", "scalar_dynamics"]
+         "collapse_threshold", "eigenspace_alignment", "fixed_points", "scalar_dynamics", "vertical_partition_contrastive"]

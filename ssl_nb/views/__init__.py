@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['names', 'register', 'AddNoise', 'Affine', 'Blur', 'Crop', 'DropNodes', 'Erase', 'Flip', 'GraphViews', 'Grayscale',
-           'Hide', 'Jitter', 'MaskNodes', 'Noise', 'Part', 'PerturbEdges', 'SceneViews', 'Solarize', 'View',
-           'ViewMaker', 'Views', 'add_noise', 'adjust_hue', 'affine', 'as_views', 'color_jitter', 'cosine_levels',
-           'create', 'crop_resize', 'drop_nodes', 'erase', 'gaussian_blur', 'grayscale', 'interpolation_matrix',
-           'join_graphs', 'linear_levels', 'perturb_edges', 'presets', 'random_boxes', 'random_erasures',
-           'random_jitter', 'solarize', 'to_float', 'wrap']
+           'Hide', 'Jitter', 'MaskNodes', 'Noise', 'Part', 'PerturbEdges', 'SceneViews', 'Solarize',
+           'VerticalPartition', 'View', 'ViewMaker', 'Views', 'add_noise', 'adjust_hue', 'affine', 'as_views',
+           'color_jitter', 'cosine_levels', 'create', 'crop_resize', 'drop_nodes', 'erase', 'gaussian_blur',
+           'grayscale', 'interpolation_matrix', 'join_graphs', 'linear_levels', 'perturb_edges', 'presets',
+           'random_boxes', 'random_erasures', 'random_jitter', 'solarize', 'to_float', 'wrap']
 
 # %% ../../nbs/views/00_index.ipynb #b1a917a0
 from .graph_views import DropNodes, GraphViews, MaskNodes, PerturbEdges, drop_nodes, join_graphs, perturb_edges
@@ -16,6 +16,7 @@ from .operations import (add_noise, adjust_hue, affine, color_jitter, crop_resiz
                                      solarize, to_float)
 from .parts import (Affine, Blur, Crop, Erase, Flip, Grayscale, Jitter, Noise, Part, Solarize, Views, random_boxes, random_erasures,
                                 random_jitter)
+from .partitions import VerticalPartition
 from .presets import create, presets
 from .scene_views import SceneViews
 from .view import View, ViewMaker, as_views, wrap
@@ -23,6 +24,6 @@ from .view import View, ViewMaker, as_views, wrap
 names, register = presets.names, presets.register
 
 # %% ../../nbs/views/00_index.ipynb #45dbefb9
-_all_ = ["AddNoise", "Affine", "Blur", "Crop", "DropNodes", "Erase", "Flip", "GraphViews", "Grayscale", "Hide", "Jitter", "MaskNodes", "Noise", "Part", "PerturbEdges", "SceneViews", "Solarize", "View", "ViewMaker", "Views",
+_all_ = ["AddNoise", "Affine", "Blur", "Crop", "DropNodes", "Erase", "Flip", "GraphViews", "Grayscale", "Hide", "Jitter", "MaskNodes", "Noise", "Part", "PerturbEdges", "SceneViews", "Solarize", "VerticalPartition", "View", "ViewMaker", "Views",
          "add_noise", "adjust_hue", "affine", "as_views", "color_jitter", "cosine_levels", "create", "crop_resize", "drop_nodes", "erase", "gaussian_blur", "grayscale",
          "interpolation_matrix", "join_graphs", "linear_levels", "names", "perturb_edges", "presets", "random_boxes", "random_erasures", "random_jitter", "register", "solarize", "to_float", "wrap"]
