@@ -108,7 +108,7 @@ def test_simclr_beats_its_untrained_encoder_with_intervals_apart(tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     def interval(name):
-        found = [row["accuracy"] for row in rows if row.get("representation") == name and row["labels"] == 100]
+        found = [row["labels/100"] for row in rows if row.get("representation") == name]
         assert len(found) == 4
         return seed_score(np.array(found), "offline_linear, 100 labels").interval
 
