@@ -203,7 +203,7 @@ def _row(atlas, id):
     return [["row", id], *([name, getattr(about, name)] for name in ("title", "mechanism", "claim", "data")),
             *([check.condition, "yes" if check.holds else f"no: {check.why}"] for check in checks)]
 
-# %% ../nbs/core/08_cli.ipynb #6fd33211
+# %% ../nbs/core/08_cli.ipynb #2aa0cb40
 @app.command()
 def evaluate(
     targets: list[Path] = typer.Argument(metavar="RUN_OR_WEIGHTS...", help="Folders of runs, or .safetensors files of encoders.save."),
@@ -229,6 +229,7 @@ def evaluate(
         try: typer.echo(f"added to {_add_rows(table, path)}")
         except OSError as error: _stop(f"cannot write {path}: {error.strerror or error}", 2)
 
+# %% ../nbs/core/08_cli.ipynb #826604dd
 def _import(name):
     "Import a Python file, or a module by its name."
     import importlib.util
@@ -257,6 +258,7 @@ def _trained_on(targets):
     if len(named) == 1: return named.pop()
     raise ValueError(f"{' and '.join(map(str, targets))}: the data set is not known; name one by --data, such as --data digits")
 
+# %% ../nbs/core/08_cli.ipynb #e4d7e438
 def _add_rows(table, path):
     "Add rows to a CSV, in place of those of the same encoder, evaluator and data; the file is whole or as it was."
     import pandas as pd
