@@ -34,8 +34,8 @@ def started(progress=0.0, **knobs):
 def test_the_card_names_row_and_modality():
     card = methods.card("hubertopic")
     assert (card.row, card.modality, card.family) == ("hubertopic", "speech", "masked prediction")
-    assert {"Clusters", "Topics", "masked_cross_entropy"} <= set(card.uses["methods"]) | {"Clusters", "Topics", "masked_cross_entropy"}
-    assert make().made["knobs"]["topic_weight"] == 0.1
+    assert {"ssl_nb.methods.Clusters", "ssl_nb.methods.Topics"} <= set(card.build) and card.uses["tokens"] == ["span_mask"]
+    assert make().made["knobs"]["topic_weight"] == 0.5
 
 
 def test_the_loss_is_that_of_hidden_units_plus_the_weighted_one_of_topics():

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UnitsAndTopics', 'UnitAndTopicHead', 'compare', 'hubertopic']
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #ef9ccb07
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #baed920e
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from ..methods.pseudo_labels import Clusters, Topics, unit_counts
 from ..tokens.masks import span_mask
 from ..views.hide import Hide
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #7b4d8a66
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #5807ba01
 class UnitsAndTopics(nn.Module):
     "The target: units (n, t) and topics (n,). They are fitted to the tokens as they are cut, and later to those of a layer of a frozen copy of the encoder."
 
@@ -46,7 +46,7 @@ class UnitsAndTopics(nn.Module):
         units = self.units[int(self.stage)](self.features(method, view.x))
         return units, self.topics(self.counts(units, view.x))
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #2c9bda4f
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #cf2d4a97
 class UnitAndTopicHead(nn.Module):
     "The predictor: logits of the unit of each token and of the topic of each row."
 
@@ -62,17 +62,17 @@ def compare(prediction, target, mask, topic_weight):
     topics = nn.functional.cross_entropy(prediction[1].float(), target[1])
     return units + topic_weight * topics, {**parts, "units": units, "topics": topics}
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #a06df29e
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #3b99c977
 @register(
     "hubertopic", row="hubertopic", family="masked prediction", modality="speech",
     summary="predict the clusters of hidden frames, and the topic of the utterance by a topic model of its clusters",
-    paper="Maekaku et al. 2023, HuBERTopic, on Hsu et al. 2021, HuBERT", build=("ssl_nb.tokens.LogMel",),
+    paper="Maekaku et al. 2023, HuBERTopic, on Hsu et al. 2021, HuBERT", build=("ssl_nb.methods.Clusters", "ssl_nb.methods.Topics", "ssl_nb.methods.masked_cross_entropy", "ssl_nb.tokens.LogMel"),
     equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{j \in M} \log p(u_j \mid x_{\setminus M}) - \lambda \log p(z \mid x_{\setminus M})",
     parts={"views": "the signal as it is", "tokens": "log-mel frames", "corruption": "spans of time, replaced by a learned vector", "predictor": "a linear layer each",
            "target": "clusters of frames, then of a layer of the encoder; their topic", "loss": "`masked_cross_entropy` and cross-entropy",
            "unlike the paper": "log-mel frames in place of a convnet and of MFCC; linear logits (paper: cosine similarity); the training goes on after the refresh (paper: starts anew)"},
     paper_knobs={"clusters": 500, "span": 10, "layer": 5, "rows": 28_000})
-def hubertopic(encoder, *, clusters=50, topics=10, topic_weight=0.1, layer=0, refresh=0.5, mask_ratio=0.5, span=5, rows=2000, views=None):
+def hubertopic(encoder, *, clusters=50, topics=10, topic_weight=0.5, layer=0, refresh=0.5, mask_ratio=0.5, span=5, rows=2000, views=None):
     if getattr(encoder, "tokenizer", None) is None:
         raise TypeError(f"hubertopic hides frames of sound, and this {type(encoder).__name__} has no tokenizer; make the encoder with "
                         'encoders.create("transformer", tokenizer=LogMel(8000), values=32)')

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['mel_filters', 'LogMel']
 
-# %% ../../nbs/tokens/08_log_mel.ipynb #8c0e740b
+# %% ../../nbs/tokens/08_log_mel.ipynb #72e745cc
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.split import Ragged
 from .tokens import Tokens, grid_places
 
-# %% ../../nbs/tokens/08_log_mel.ipynb #ae12e95e
+# %% ../../nbs/tokens/08_log_mel.ipynb #3a554922
 def mel_filters(
     bands: int,
     window: int,  # samples of a frame
@@ -27,7 +27,7 @@ def mel_filters(
         raise ValueError(f"a window of {window} samples at {rate} Hz has no frequency in {int((~filters.any(0)).sum())} of {bands} bands; take fewer bands or a longer window.")
     return filters
 
-# %% ../../nbs/tokens/08_log_mel.ipynb #44d0a027
+# %% ../../nbs/tokens/08_log_mel.ipynb #e45cf089
 class LogMel:
     "Frames of sound as tokens: logarithms of the energy in bands of frequency."
 
@@ -36,7 +36,7 @@ class LogMel:
         rate: int = 8000,  # samples per second
         *,
         window: int = 256,  # samples of a frame; even
-        hop: int = 160,  # samples from one frame to the next, at most window // 2 + 1
+        hop: int = 160,  # samples from one frame to the next, at most the window
         bands: int = 32,
         mean: tuple[float, ...] = (0.0,),  # of each band of the data; one number serves every band
         std: tuple[float, ...] = (1.0,),
