@@ -13,15 +13,18 @@ from ssl_nb.training import fit
 
 def make(seed=0, **knobs):
     torch.manual_seed(seed)
-    encoder = encoders.create("transformer", tokenizer=LogMel(8000, bands=8, mean=(-4.0,), std=(4.0,)), values=8, embed_dim=16, depth=2, num_heads=2)
+    mel = LogMel(8000, bands=8, mean=(-4.0,), std=(4.0,))
+    encoder = encoders.create("transformer", tokenizer=mel, values=8, embed_dim=16, depth=2, num_heads=2)
     return methods.create("hubertopic", encoder=encoder, **(dict(clusters=6, topics=3) | knobs))
 
 
 def tones(rows=64, seed=0):
     "Words of two tones out of three, 0.2 to 0.3 seconds."
     g = torch.Generator().manual_seed(seed)
-    pitch, lengths = torch.tensor([300.0, 900.0, 2500.0])[torch.randint(3, (rows, 2), generator=g)], torch.randint(1600, 2400, (rows,), generator=g)
-    sound = [torch.cat([torch.sin(6.2832 * p * torch.arange(int(n) // 2) / 8000) for p in pair]) for pair, n in zip(pitch, lengths, strict=True)]
+    pitch = torch.tensor([300.0, 900.0, 2500.0])[torch.randint(3, (rows, 2), generator=g)]
+    lengths = torch.randint(800, 1200, (rows,), generator=g).tolist()
+    tone = lambda p, n: torch.sin(6.2832 * p * torch.arange(n) / 8000)  # noqa: E731
+    sound = [torch.cat([tone(p, n) for p in pair]) for pair, n in zip(pitch, lengths, strict=True)]
     return Split({"wave": Ragged.of([s + 0.01 * torch.randn(len(s), generator=g) for s in sound])})
 
 
@@ -88,7 +91,8 @@ def test_labels_are_refreshed_once_from_a_frozen_copy_of_the_encoder():
 
 
 def test_it_trains_and_both_losses_fall():
-    history = fit(make(topic_weight=1.0, refresh=2.0), tones(96), epochs=25, batch_size=32, lr=5e-3, device="cpu", report=lambda line: None)
+    method = make(topic_weight=1.0, refresh=2.0)
+    history = fit(method, tones(96), epochs=25, batch_size=32, lr=5e-3, device="cpu", report=lambda line: None)
     for name in ("units", "topics"):
         losses = history.series(name)[1]
         assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -98,7 +102,8 @@ def test_labels_travel_with_the_weights():
     method, split, view = started()
     other = make(seed=1)
     other.load_state_dict(method.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(method.target(method, view, split, None), other.target(other, view, split, None), strict=True))
+    ours, theirs = method.target(method, view, split, None), other.target(other, view, split, None)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("call, error, words", [

@@ -28,7 +28,8 @@ def test_separate_clusters_are_found():
 
 
 def test_counts_are_those_of_bincount_and_leave_padding_out():
-    units, real = torch.randint(6, (5, 9), generator=torch.Generator().manual_seed(0)), torch.arange(9) < torch.tensor([9, 4, 1, 0, 7])[:, None]
+    units = torch.randint(6, (5, 9), generator=torch.Generator().manual_seed(0))
+    real = torch.arange(9) < torch.tensor([9, 4, 1, 0, 7])[:, None]
     expected = torch.stack([torch.bincount(row[seen], minlength=6) for row, seen in zip(units, real, strict=True)]).float()
     assert torch.equal(unit_counts(units, 6, real), expected)
     assert torch.equal(unit_counts(units, 6), unit_counts(units, 6, torch.ones_like(real)))
@@ -41,7 +42,8 @@ def test_the_posterior_is_that_of_scikit_learn():
     counts = torch.randint(5, (40, 12), generator=g).float()
     model = LatentDirichletAllocation(4, max_iter=10, random_state=3).fit(counts.numpy())
     topics = Topics(4, 12).fit(counts, seed=3)
-    torch.testing.assert_close(topics.posterior(counts), torch.from_numpy(model.transform(counts.numpy())).float(), atol=5e-3, rtol=0)
+    expected = torch.from_numpy(model.transform(counts.numpy())).float()
+    torch.testing.assert_close(topics.posterior(counts), expected, atol=5e-3, rtol=0)
     torch.testing.assert_close(topics.posterior(torch.zeros(1, 12)), torch.full((1, 4), 0.25))
 
 
