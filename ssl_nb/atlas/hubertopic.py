@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UnitsAndTopics', 'UnitAndTopicHead', 'compare', 'hubertopic']
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #baed920e
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #ab27a0dd
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from ..methods.pseudo_labels import Clusters, Topics, unit_counts
 from ..tokens.masks import span_mask
 from ..views.hide import Hide
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #5807ba01
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #d4e535db
 class UnitsAndTopics(nn.Module):
     "The target: units (n, t) and topics (n,). They are fitted to the tokens as they are cut, and later to those of a layer of a frozen copy of the encoder."
 
@@ -46,7 +46,7 @@ class UnitsAndTopics(nn.Module):
         units = self.units[int(self.stage)](self.features(method, view.x))
         return units, self.topics(self.counts(units, view.x))
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #cf2d4a97
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #b57f32fa
 class UnitAndTopicHead(nn.Module):
     "The predictor: logits of the unit of each token and of the topic of each row."
 
@@ -62,11 +62,11 @@ def compare(prediction, target, mask, topic_weight):
     topics = nn.functional.cross_entropy(prediction[1].float(), target[1])
     return units + topic_weight * topics, {**parts, "units": units, "topics": topics}
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #3b99c977
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #f1633d59
 @register(
     "hubertopic", row="hubertopic", family="masked prediction", modality="speech",
     summary="predict the clusters of hidden frames, and the topic of the utterance by a topic model of its clusters",
-    paper="Maekaku et al. 2023, HuBERTopic, on Hsu et al. 2021, HuBERT", build=("ssl_nb.methods.Clusters", "ssl_nb.methods.Topics", "ssl_nb.methods.masked_cross_entropy", "ssl_nb.tokens.LogMel"),
+    paper="Maekaku et al. 2023, HuBERTopic, on Hsu et al. 2021, HuBERT", build=("ssl_nb.tokens.LogMel", "ssl_nb.tokens.mel_filters"),
     equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{j \in M} \log p(u_j \mid x_{\setminus M}) - \lambda \log p(z \mid x_{\setminus M})",
     parts={"views": "the signal as it is", "tokens": "log-mel frames", "corruption": "spans of time, replaced by a learned vector", "predictor": "a linear layer each",
            "target": "clusters of frames, then of a layer of the encoder; their topic", "loss": "`masked_cross_entropy` and cross-entropy",
