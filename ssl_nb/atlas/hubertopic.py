@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UnitsAndTopics', 'UnitAndTopicHead', 'compare', 'hubertopic']
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #ab27a0dd
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #d62bf826
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from ..methods.pseudo_labels import Clusters, Topics, unit_counts
 from ..tokens.masks import span_mask
 from ..views.hide import Hide
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #d4e535db
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #455aa69b
 class UnitsAndTopics(nn.Module):
     "The target: units (n, t) and topics (n,). They are fitted to the tokens as they are cut, and later to those of a layer of a frozen copy of the encoder."
 
@@ -46,7 +46,7 @@ class UnitsAndTopics(nn.Module):
         units = self.units[int(self.stage)](self.features(method, view.x))
         return units, self.topics(self.counts(units, view.x))
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #b57f32fa
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #a5010b8d
 class UnitAndTopicHead(nn.Module):
     "The predictor: logits of the unit of each token and of the topic of each row."
 
@@ -62,7 +62,7 @@ def compare(prediction, target, mask, topic_weight):
     topics = nn.functional.cross_entropy(prediction[1].float(), target[1])
     return units + topic_weight * topics, {**parts, "units": units, "topics": topics}
 
-# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #f1633d59
+# %% ../../nbs/atlas/masked_prediction/hubertopic.ipynb #5088259d
 @register(
     "hubertopic", row="hubertopic", family="masked prediction", modality="speech",
     summary="predict the clusters of hidden frames, and the topic of the utterance by a topic model of its clusters",
