@@ -6,11 +6,11 @@ __all__ = ['register', 'Score', 'bootstrap', 'check_features', 'comparisons', 'h
            'log_spectrum', 'nesum', 'participation_ratio', 'rankme', 'self_cluster', 'spectrum', 'stable_rank',
            'alignment', 'manifold_capacity', 'tolerance', 'two_nn', 'uniformity', 'knn', 'nearest', 'retrieval',
            'OnlineProbe', 'attentive_probe', 'balanced_accuracy', 'fit_linear', 'label_efficiency', 'linear_probe',
-           'mlp_probe', 'cca', 'cka', 'cknna', 'kernel_cka', 'minibatch_cka', 'mutual_knn', 'neural_predictivity',
-           'procrustes', 'rsa', 'cross_dataset', 'forgetting', 'h_score', 'leep', 'log_me', 'trans_rate', 'calibration',
-           'clustering', 'disrupt_shape', 'ood_scores', 'shape_sensitivity', 'equivariance_r2', 'equivariance_rank',
-           'factor_r2', 'SUITES', 'Evaluation', 'Evaluator', 'Monitor', 'evaluate', 'evaluate_features', 'measure',
-           'names', 'registry']
+           'mlp_probe', 'multilabel_auc', 'multilabel_probe', 'cca', 'cka', 'cknna', 'kernel_cka', 'minibatch_cka',
+           'mutual_knn', 'neural_predictivity', 'procrustes', 'rsa', 'cross_dataset', 'forgetting', 'h_score', 'leep',
+           'log_me', 'trans_rate', 'calibration', 'clustering', 'disrupt_shape', 'ood_scores', 'shape_sensitivity',
+           'equivariance_r2', 'equivariance_rank', 'factor_r2', 'SUITES', 'Evaluation', 'Evaluator', 'Monitor',
+           'evaluate', 'evaluate_features', 'measure', 'names', 'registry']
 
 # %% ../../nbs/evaluators/00_index.ipynb #73792795
 from .scores import (Score, bootstrap, check_features, comparisons, holm, mean_score, paired_difference, seed_score, table)
@@ -27,6 +27,7 @@ from .shape import disrupt_shape, shape_sensitivity
 from .clustering import clustering
 from .equivariance import equivariance_r2, equivariance_rank, factor_r2
 from .monitor import Monitor
+from .multilabel import multilabel_auc, multilabel_probe
 from .catalog import SUITES, Evaluator, names, registry
 from .evaluation import Evaluation
 from .suite import evaluate, evaluate_features, measure
@@ -38,7 +39,7 @@ _all_ = ["Score", "bootstrap", "check_features", "comparisons", "holm", "mean_sc
          "Spectrum", "alpha_req", "coherence", "effective_rank", "feature_std", "lidar", "log_spectrum", "nesum",
          "participation_ratio", "rankme", "self_cluster", "spectrum", "stable_rank", "alignment", "manifold_capacity", "tolerance", "two_nn", "uniformity",
          "knn", "nearest", "retrieval", "OnlineProbe", "attentive_probe", "balanced_accuracy", "fit_linear", "label_efficiency",
-         "linear_probe", "mlp_probe", "cca", "cka", "cknna", "kernel_cka", "minibatch_cka", "mutual_knn", "neural_predictivity", "procrustes", "rsa",
+         "linear_probe", "mlp_probe", "multilabel_auc", "multilabel_probe", "cca", "cka", "cknna", "kernel_cka", "minibatch_cka", "mutual_knn", "neural_predictivity", "procrustes", "rsa",
          "cross_dataset", "forgetting", "h_score", "leep", "log_me", "trans_rate", "calibration", "clustering", "disrupt_shape", "ood_scores", "shape_sensitivity", "equivariance_r2", "equivariance_rank", "factor_r2",
          "SUITES", "Evaluation", "Evaluator", "Monitor", "evaluate", "evaluate_features", "measure", "names", "register", "registry"]
 

@@ -94,6 +94,7 @@ def _by_class(asked: Asked) -> list[Tensor]:
 registry = Registry("evaluator", group="ssl_nb.evaluators")
 for _name, _evaluator in _EVALUATORS.items(): registry.register(_name)(_evaluator)
 registry.register("finetune", "ssl_nb.methods.finetune:evaluator")
+registry.register("multilabel_probe", "ssl_nb.evaluators.multilabel:evaluator")
 
 SUITES = {
     "quick": ("knn", "linear_probe", "rankme", "effective_rank", "feature_std", "alignment", "uniformity"),
