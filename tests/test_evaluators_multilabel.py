@@ -35,7 +35,7 @@ def test_samples_average_to_the_value_and_have_the_variance_of_delong():
     assert abs(found.samples.mean() - found) < 1e-9 and found.interval[0] < found < found.interval[1]
     covariance = np.zeros((2, 2))
     placements = []  # of each label: shares of pairs won by each positive and each negative
-    for s, label in zip(scores.T, y.T):
+    for s, label in zip(scores.T, y.T, strict=True):
         wins = (s[label][:, None] > s[~label]).double() + (s[label][:, None] == s[~label]).double() / 2
         placements.append((label, wins.mean(1) - wins.mean(), wins.mean(0) - wins.mean()))
     for a, (ya, va, wa) in enumerate(placements):
@@ -72,7 +72,10 @@ def test_repeated_rows_widen_the_interval_over_groups_and_not_that_over_rows():
     person = torch.arange(100).repeat(4)
     one, four = multilabel_auc(scores, y), multilabel_auc(scores.repeat(4, 1), y.repeat(4, 1))
     wide = four.over(person)
-    width = lambda score: score.interval[1] - score.interval[0]
+
+    def width(score):
+        return score.interval[1] - score.interval[0]
+
     assert abs(four - one) < 1e-9 and width(four) < 0.7 * width(one) and 0.8 < width(wide) / width(one) < 1.25
 
 
@@ -100,15 +103,18 @@ def test_the_probe_reads_linear_labels_and_chance_is_a_half():
 def test_the_probe_does_not_see_scale_and_shift():
     (z, y), (test, truth) = linear(200), linear(100, seed=5)
     stretch = torch.logspace(-2, 2, 8)
-    assert abs(multilabel_probe(z, y, test, truth, l2=0.1) - multilabel_probe(z * stretch + 3, y, test * stretch + 3, truth, l2=0.1)) < 0.01
+    moved = multilabel_probe(z * stretch + 3, y, test * stretch + 3, truth, l2=0.1)
+    assert abs(multilabel_probe(z, y, test, truth, l2=0.1) - moved) < 0.01
 
 
 def test_the_suite_finds_it():
     class Same(torch.nn.Module):
-        def forward(self, x): return x
+        def forward(self, x):
+            return x
 
     (z, y), (test, truth) = linear(100), linear(80, seed=5)
-    sets = Data(Spec("linear", (8,)), Split({"x": z, "labels": y}), Split({"x": test, "labels": truth}))
+    train, held = Split({"x": z, "labels": y}), Split({"x": test, "labels": truth})
+    sets = Data(Spec("linear", (8,)), train, held)
     found = evaluators.evaluate(Same(), sets, suite="multilabel_probe", progress=False, keep=False)
     assert "multilabel_probe" in evaluators.names() and found.rows[0]["score"] > 0.9
 
@@ -121,11 +127,16 @@ def test_the_suite_finds_it():
     (torch.rand(9, 3), torch.arange(18).reshape(9, 2) % 3 == 0, "a column of scores for each"),
     (torch.full((9, 2), torch.nan), torch.arange(18).reshape(9, 2) % 3 == 0, "NaN")])  # fmt: skip
 def test_what_is_refused(scores, labels, words):
-    with pytest.raises(ValueError, match=words): multilabel_auc(scores, labels)
+    with pytest.raises(ValueError, match=words):
+        multilabel_auc(scores, labels)
 
 
 def test_a_probe_wants_the_same_columns_and_widths():
     (z, y), (test, truth) = linear(50), linear(50, seed=5)
-    with pytest.raises(ValueError, match="3 columns and test_labels 2"): multilabel_probe(z, y, test, truth[:, :2])
-    with pytest.raises(ValueError, match="the same encoder"): multilabel_probe(z, y, test[:, :4], truth)
-    with pytest.raises(ValueError, match="column 1 of train_labels"): multilabel_probe(z, y & torch.tensor([True, False, True]), test, truth)
+    with pytest.raises(ValueError, match="3 columns and test_labels 2"):
+        multilabel_probe(z, y, test, truth[:, :2])
+    with pytest.raises(ValueError, match="the same encoder"):
+        multilabel_probe(z, y, test[:, :4], truth)
+    none = y & torch.tensor([True, False, True])
+    with pytest.raises(ValueError, match="column 1 of train_labels"):
+        multilabel_probe(z, none, test, truth)
