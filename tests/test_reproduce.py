@@ -759,7 +759,7 @@ def test_the_wheel_holds_every_module_script_and_notebook(wheel):
     for kind in ("reproductions", "benchmarks", "explore", "atlas/toys"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
-    files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md")}
+    files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md", ".yml")}
     assert {path.name for path in (site / "files").iterdir()} == files and "mnist_small.npz" in files
 
 
@@ -777,6 +777,7 @@ def test_the_commands_work_from_the_wheel(wheel, tmp_path):
     listed = ssl_nb("list").stdout
     assert "toy" in listed and "atlas/toys" in listed and "learning rate" in ssl_nb("show", "rattle").stdout
     assert "learning rate" in ssl_nb("show", "toy").stdout
+    assert "denoising" in ssl_nb("atlas", "--family", "denoising").stdout
     made = ssl_nb("reproduce", "toy")
     assert made.returncode == 0, made.stderr
     (run,) = (tmp_path / "runs").glob("toy-*")
