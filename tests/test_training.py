@@ -435,7 +435,7 @@ def test_a_method_that_is_already_trained_takes_up_its_own_folder(tmp_path):
     assert_same(same["method"].state_dict(), trained)
 
 
-@pytest.mark.parametrize("name", methods.list_methods(modality="image"))
+@pytest.mark.parametrize("name", methods.list(modality="image"))
 def test_training_changes_no_methods_identity(name):
     def made():
         torch.manual_seed(0)
