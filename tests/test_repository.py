@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import ssl_nb
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 IDS = [str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS]
@@ -28,6 +30,13 @@ def test_modules_and_notebooks_are_in_sync(tmp_path):
         subprocess.run([bin / command], cwd=tmp_path, check=True)
     assert contents(tmp_path / "ssl_nb", "*.py") == contents(ROOT / "ssl_nb", "*.py")
     assert contents(tmp_path / "nbs", "*.ipynb") == contents(ROOT / "nbs", "*.ipynb")
+
+
+def test_every_part_that_the_package_names_is_there():
+    folders = {path.parent.name for path in (ROOT / "ssl_nb").glob("*/__init__.py")}
+    assert folders <= set(dir(ssl_nb))
+    for name in dir(ssl_nb):
+        assert getattr(ssl_nb, name)
 
 
 # Not of a readable length yet: notebooks, and the modules that come from them.

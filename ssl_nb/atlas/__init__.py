@@ -138,14 +138,21 @@ def check(
     id: str,  # of a row
 ) -> list[Check]:
     "The four conditions of a row. ValueError for a row that does not exist, with the nearest one."
-    import nbformat
-
     from ssl_nb.spelling import unknown
 
     if id not in rows(): raise ValueError(unknown("row of the atlas", id, rows()))
-    built, page = _first("built", _unbuilt(id, _card(id))), pages().get(id)
+    page = pages().get(id)
+    return _checks(id, _card(id), page, _notebook(page))
+
+def _notebook(page):
+    "A page as nbformat reads it; None without a page."
+    import nbformat
+
+    return None if page is None else nbformat.read(page, as_version=4)
+
+def _checks(id, card, page, notebook):
+    built = _first("built", _unbuilt(id, card))
     if page is None: return [built, *(Check(name, False, "there is no page") for name in ("explained", "judged", "scales"))]
-    notebook = nbformat.read(page, as_version=4)
     return [built, _first("explained", _unexplained(notebook)), _first("judged", _unjudged(results_of(notebook))), _first("scales", _unscaled(page))]
 
 # %% ../../nbs/atlas/index.ipynb #bd997e63
@@ -159,19 +166,18 @@ def table(
 
     from ssl_nb.spelling import unknown
 
-    found = pd.DataFrame([_entry(row) for row in rows().values()]).set_index("id")
+    paths = pages()
+    found = pd.DataFrame([_entry(row, paths.get(row.id)) for row in rows().values()]).set_index("id")
     for column, text in wanted.items():
         if column not in found: raise ValueError(unknown("column of the atlas", column, found))
         found = found[found[column].str.contains(text, case=False, regex=False)]
     return found
 
-def _entry(row):
+def _entry(row, page):
     "One line of the table."
-    import nbformat
-
-    page, card = pages().get(row.id), _card(row.id)
-    results = results_of(nbformat.read(page, as_version=4)) if page else []
-    checks = check(row.id)
+    card, notebook = _card(row.id), _notebook(page)
+    results = results_of(notebook) if page else []
+    checks = _checks(row.id, card, page, notebook)
     state = "works" if all(c.holds for c in checks) else "started" if page or card else "planned"
     return dict(id=row.id, title=row.title, family=row.family, modality=row.modality,
                 parts=", ".join(part for parts in card.uses.values() for part in parts) if card else "", claim=row.claim,

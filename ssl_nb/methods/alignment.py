@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.split import Split
-from .method import Method, Step
+from .method import Method, Step, loss_and_parts
 from ..tokens.tokens import Tokens
 from ..views.view import View
 
@@ -44,8 +44,7 @@ class Alignment(Method):
     def loss(self, views: list[View], batch: Split | None = None) -> Step:
         own = self.encoder.tokens(views[0].x, layers=self.layers)
         with torch.no_grad(): other = self.reference.tokens(views[-1].x, layers=self.reference_layers)
-        value = self.compare(own, other)
-        loss, parts = value if isinstance(value, tuple) else (value, {})
+        loss, parts = loss_and_parts(self.compare(own, other))
         return Step(loss, parts, self.encoder.pool(own[-1]))
 
 # %% ../../nbs/methods/07_alignment.ipynb #9201049d

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import objectives
 from ..data.split import Split
-from .method import Method, Step, default_views, mlp, register
+from .method import Method, Step, default_views, loss_and_parts, mlp, register
 from .teacher import Teacher
 from ..views.view import View
 
@@ -57,8 +57,7 @@ class JointEmbedding(Method):
         representations = [self.represent(_of_view(self.encoder, i), views[i]) for i in online]
         embeddings = [_of_view(self.projector, i)(h) for i, h in zip(online, representations)]
         predictions = [_of_view(self.predictor, i)(z) for i, z in zip(online, embeddings)]
-        value = self.compare(predictions, self.targets(views, embeddings))
-        loss, parts = value if isinstance(value, tuple) else (value, {})
+        loss, parts = loss_and_parts(self.compare(predictions, self.targets(views, embeddings)))
         spread = nn.functional.normalize(embeddings[0].detach().flatten(0, -2).float(), dim=1).std(0).mean()
         first = representations[0] if representations[0].ndim == 2 else representations[0].mean(1)
         return Step(loss, {**parts, "embedding_std": spread}, first)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.split import Split
 from ..encoders.transformer import LearnedPositions, SinCosPositions
-from .method import Method, Step, default_views, register
+from .method import Method, Step, default_views, loss_and_parts, register
 from .teacher import Teacher
 from ..objectives import masked_mse, patchify
 from ..tokens.masks import keep_indices, random_mask, restore
@@ -55,8 +55,7 @@ class MaskedPrediction(Method):
         if view.mask is None: raise ValueError("masked prediction needs a view with a mask; wrap the view maker: views.Hide(mask, views=..., grid=...)")
         seen = self.seen(view)
         with torch.no_grad(): target = self.target(self, view, batch, seen)
-        value = self.compare(self.predictor(seen, view), target, view.mask)
-        loss, parts = value if isinstance(value, tuple) else (value, {})
+        loss, parts = loss_and_parts(self.compare(self.predictor(seen, view), target, view.mask))
         return Step(loss, parts, self.encoder.pool(seen))
 
     def seen(self, view: View) -> Tokens:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tokens.masks import BlockMasks
 from ..tokens.tokens import Tokens
-from .view import View, as_views
+from .view import View, views_of
 
 # %% ../../nbs/views/06_hide.ipynb #ef0229c7
 class Hide:
@@ -31,8 +31,7 @@ class Hide:
         if grid is not None: mask((1, *grid), torch.Generator())  # a wrong ratio is refused here, not after the views of a first batch
 
     def __call__(self, batch, generator: torch.Generator | None = None) -> list[View]:
-        made = as_views(self.views(batch, generator)) if self.views else [View(batch.x)]
-        return [self._hidden(view, generator) for view in made]
+        return [self._hidden(view, generator) for view in views_of(self.views, batch, generator)]
 
     def _hidden(self, view, generator):
         x = view.x if self.tokenizer is None else self.tokenizer(view.x)
