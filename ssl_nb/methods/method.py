@@ -21,7 +21,7 @@ from ..registry import Registry
 from ..spelling import unknown
 from ..views.view import View, as_views
 
-# %% ../../nbs/methods/01_method.ipynb #45824fc2
+# %% ../../nbs/methods/01_method.ipynb #8745b853
 class Step(NamedTuple):
     "What one look at a batch gives."
 
@@ -36,7 +36,7 @@ def loss_and_parts(
     "The loss and its parts; none for a comparison that returns a loss only."
     return value if isinstance(value, tuple) else (value, {})
 
-
+# %% ../../nbs/methods/01_method.ipynb #1587e461
 class Method(Scheduled):
     "Base of all methods: subclass it, or put parts into one of the frames, such as `JointEmbedding`."
 
