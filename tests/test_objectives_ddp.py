@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_nb import objectives
 
+pytestmark = pytest.mark.xdist_group("objectives_ddp")  # one worker makes the two ranks for all of them
+
 STEPS, ROWS, WIDTH = 6, 8, 6
 
 

@@ -22,6 +22,8 @@ from ssl_nb.objectives import (
     vicreg,
 )
 
+pytestmark = pytest.mark.xdist_group("objectives_joint")  # one worker makes the two ranks for all of them
+
 PAIRWISE = {"info_nce": info_nce, "nt_xent": nt_xent, "barlow_twins": barlow_twins, "vicreg": vicreg}
 WIDE, NARROW = (6, 11), (11, 6)  # n < d and n > d take different roads in barlow_twins and vicreg
 

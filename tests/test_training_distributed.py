@@ -9,6 +9,8 @@ import pytest
 import torch
 from two_ranks import METHODS, trained
 
+pytestmark = pytest.mark.xdist_group("training_distributed")  # one worker makes the two ranks for all of them
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

@@ -1,13 +1,11 @@
 """ssl_nb.views: operations beside torchvision, samplers beside definitions, promises of a view maker."""
 
 import colorsys
-import csv
 import dataclasses
 import itertools
 import math
 import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -598,16 +596,3 @@ def test_gpu_gives_the_same_views_without_waiting(where):
     else:
         for a, b in zip(make(x, seeded()), make(x.cuda(), seeded()), strict=True):
             same(a, b.cpu(), 1e-4)
-
-
-def test_benchmark_runs_at_smoke_scale(tmp_path):
-    papermill = pytest.importorskip("papermill")
-    pytest.importorskip("kornia")
-    notebook = Path(__file__).parent.parent / "nbs" / "benchmarks" / "views.ipynb"
-    parameters = dict(scale="smoke", threads=1, out=str(tmp_path))
-    papermill.execute_notebook(
-        notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, cwd=str(tmp_path)
-    )
-    with open(tmp_path / "table.csv") as f:
-        rates = {row["library"]: float(row["images_per_s"].split()[0]) for row in csv.DictReader(f)}
-    assert len(rates) == 5 and min(rates.values()) > 0
