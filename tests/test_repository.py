@@ -39,12 +39,7 @@ def test_every_part_that_the_package_names_is_there():
         assert getattr(ssl_nb, name)
 
 
-# Not of a readable length yet: notebooks, and the modules that come from them.
-LONG = ("reproductions/",)
-
-
-@pytest.mark.parametrize("path", [p for p, name in zip(NOTEBOOKS, IDS, strict=True) if not name.startswith(LONG)],
-                         ids=[name for name in IDS if not name.startswith(LONG)])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
 def test_cells_and_modules_can_be_read_at_one_go(path):
     code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     long = {len(lines): lines[:3] for lines in (source.strip().splitlines() for source in code) if len(lines) > 60}
