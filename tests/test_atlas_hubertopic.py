@@ -40,6 +40,7 @@ def test_the_card_names_row_and_modality():
     assert {"Clusters", "Topics", "unit_counts", "masked_cross_entropy"} <= set(card.uses["methods"])
     assert card.uses["tokens"] == ["span_mask"]
     assert make().made["knobs"]["topic_weight"] == 0.5
+    assert set(card.paper_knobs) == {"clusters", "span", "mask_ratio", "layer"}  # those of HuBERT base
 
 
 def test_the_loss_is_that_of_hidden_units_plus_the_weighted_one_of_topics():

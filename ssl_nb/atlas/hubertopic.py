@@ -70,8 +70,8 @@ def compare(prediction, target, mask, topic_weight):
     equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{j \in M} \log p(u_j \mid x_{\setminus M}) - \lambda \log p(z \mid x_{\setminus M})",
     parts={"views": "the signal as it is", "tokens": "log-mel frames", "corruption": "spans of time, replaced by a learned vector", "predictor": "a linear layer each",
            "target": "clusters of frames, then of a layer of the encoder; their topic", "loss": "`masked_cross_entropy` and cross-entropy",
-           "unlike the paper": "log-mel frames in place of a convnet and of MFCC; linear logits (paper: cosine similarity); the training goes on after the refresh (paper: starts anew)"},
-    paper_knobs={"clusters": 500, "span": 10, "layer": 5, "rows": 28_000})
+           "unlike the paper": "HuBERT base gives the paper's values below, and the paper's topic count and weight are not known here; log-mel frames in place of a convnet and of MFCC; linear logits (paper: cosine similarity); the training goes on after the refresh (paper: starts anew)"},
+    paper_knobs={"clusters": 500, "span": 10, "mask_ratio": 0.57, "layer": 5})
 def hubertopic(encoder, *, clusters=50, topics=10, topic_weight=0.5, layer=0, refresh=0.5, mask_ratio=0.5, span=5, rows=2000, views=None):
     if getattr(encoder, "tokenizer", None) is None:
         raise TypeError(f"hubertopic hides frames of sound, and this {type(encoder).__name__} has no tokenizer; make the encoder with "
