@@ -310,9 +310,9 @@ def test_a_study_without_claims_has_no_conclusion(tmp_path):
 
 @pytest.mark.parametrize("seeds", [0, [], [1, 1], [0.5], ["a"], [True, False]])
 def test_seeds_that_are_none_are_refused(tmp_path, seeds):
-    with pytest.raises(ValueError, match="neither a number of seeds"):
+    with pytest.raises(ValueError, match="must be a positive number of seeds"):
         study_in(tmp_path, seeds=seeds)
-    with pytest.raises(ValueError, match="neither a number of seeds"):
+    with pytest.raises(ValueError, match="must be a positive number of seeds"):
         study_in(tmp_path).measure(toy, method="a", seeds=seeds)
 
 

@@ -196,7 +196,7 @@ def taxonomy(
     counts = [pd.crosstab(names, found.state).reindex(columns=STATES, fill_value=0) for names in (found.family, found.modality.str.split(",").str[0])]
     fig, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.24 * len(counts[1])), dpi=80, layout="constrained")
     for ax, count, title in zip(axes, counts, ("family", "modality")):
-        _bars(ax, count.loc[count.sum(1).sort_values(kind="stable").index])
+        _bars(ax, count.loc[count.sum(axis=1).sort_values(kind="stable").index])
         ax.set(xlabel="systems", title=title)
     axes[0].legend(loc="lower right")
     return fig

@@ -32,7 +32,7 @@ class Alignment(Method):
     ):
         super().__init__(encoder, views)
         if len(layers) != len(reference_layers):
-            raise ValueError(f"{len(layers)} layers of the encoder and {len(reference_layers)} of the reference cannot be paired; give as many of each")
+            raise ValueError(f"{len(layers)} layers of the encoder and {len(reference_layers)} of the reference cannot be paired; give equally many of both")
         self.reference, self.compare = reference.requires_grad_(False), compare
         self.layers, self.reference_layers = list(layers), list(reference_layers)
 

@@ -32,7 +32,7 @@ class Denoising(Method):
     def loss(self, views: list[View], batch: Split | None = None) -> Step:
         view = views[0]
         if self.target not in view.facts:
-            raise ValueError(f"the view has no fact {self.target!r}, only {', '.join(view.facts) or 'none'}; use a view maker such as views.AddNoise, or name another target")
+            raise ValueError(f"the view has the facts {list(view.facts)} and not {self.target!r}; use a view maker such as views.AddNoise, or name another target")
         tokens, target = self.encoder.tokens(view.x), view.facts[self.target]
         prediction = self.predictor(tokens, view)
         if prediction.shape != target.shape:

@@ -92,8 +92,8 @@ class Decoder(nn.Module):
 
         super().__init__()
         if depth < 1 or num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"decoder: dim {dim}, depth {depth}, num_heads {num_heads}: hidden tokens learn of visible ones by attention, so it needs a layer "
-                             "and a head, and heads that divide its width")
+            raise ValueError(f"decoder: dim {dim}, depth {depth}, num_heads {num_heads}: depth, num_heads and dim must be at least 1, "
+                             "and dim must be divisible by num_heads")
         self.enter, self.mask_token = nn.Linear(seen_dim, dim), nn.Parameter(torch.zeros(dim))
         self.grid, self.positions = grid, SinCosPositions(dim) if grid is None else LearnedPositions(grid, dim)
         self.blocks, self.norm = nn.ModuleList(Block(dim, num_heads, qkv_bias=True) for _ in range(depth)), nn.LayerNorm(dim)

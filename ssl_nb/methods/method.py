@@ -23,7 +23,7 @@ from ..views.view import View, as_views
 
 # %% ../../nbs/methods/01_method.ipynb #8745b853
 class Step(NamedTuple):
-    "What one look at a batch gives."
+    "The result of the loss on one batch."
 
     loss: Float[Tensor, ""]  # to be minimized
     metrics: dict[str, Tensor] = {}  # parts of the loss and whatever else is worth a curve; scalars
@@ -91,7 +91,7 @@ class Method(Scheduled):
 def used_by(
     recipe: Callable,  # a function or a class
 ) -> dict[str, list[str]]:  # kind, such as "objectives" -> names
-    "What the code of a recipe, and the functions and classes of its page that it calls, name of this package; private names and `default_views` are left out."
+    "The public functions and classes of this package that the code of a recipe uses, directly or through functions and classes of its page; without `default_views`."
     found, left, seen = set(), [recipe], set()
     while left:
         part = left.pop()
@@ -240,7 +240,7 @@ def mlp(
 ) -> nn.Sequential:
     "Linear, BatchNorm, ReLU, ..., Linear. ValueError for a width below 1."
     if min(widths) < 1:
-        raise ValueError(f"an MLP of widths {list(widths)} passes nothing on; make every width 1 or more")
+        raise ValueError(f"an MLP of widths {list(widths)} has no outputs; make every width 1 or more")
     layers = []
     for i, (a, b) in enumerate(zip(widths, widths[1:])):
         last = i == len(widths) - 2

@@ -116,7 +116,7 @@ class DINOHead(nn.Module):
     ):
         super().__init__()
         if min(in_dim, hidden) < 1:
-            raise ValueError(f"DINOHead has in_dim {in_dim} and hidden {hidden}, but a layer of width 0 passes nothing on; "
+            raise ValueError(f"DINOHead has in_dim {in_dim} and hidden {hidden}, but a layer of width 0 has no outputs; "
                              "make both positive")
         self.mlp = nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
                                  nn.Linear(hidden, bottleneck))

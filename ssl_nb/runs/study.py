@@ -21,11 +21,11 @@ __all__ = ['Study']
 def _seeds(seeds):
     found = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not found or len(set(found)) < len(found) or not all(type(seed) is int for seed in found):
-        raise ValueError(f"seeds={seeds!r} is neither a number of seeds, 1 or more, nor a list of different whole numbers")
+        raise ValueError(f"seeds={seeds!r} must be a positive number of seeds, or a list of distinct integers")
     return found
 
 def _text(function, arguments):
-    "A cell as text. Raises `TypeError` for a function without a name and for arguments that are no plain values."
+    "A cell as text. Raises `TypeError` for a function without a name and for arguments that are not plain values."
     name, parts = getattr(function, "__name__", type(function).__name__), []
     if name == "<lambda>" or not hasattr(function, "__name__"):
         raise TypeError(f"measure() takes a function that has a name, which is kept with its results; got a {name}. Write it with def")
@@ -59,7 +59,7 @@ def _flat(values, prefix=""):
 def _numbers(values): return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 def _checked(cell, arguments, found):
-    "The flat values of a cell; `TypeError` and `ValueError` for what is no dict with a number."
+    "The flat values of a cell; `TypeError` and `ValueError` for a result that is not a dict with a number."
     if not isinstance(found, dict): raise TypeError(f'{cell} returned {found!r}, not a dict of numbers such as {{"accuracy": 0.9}}')
     values = _flat(found)
     taken = sorted({"cell", *arguments} & set(values))
