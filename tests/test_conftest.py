@@ -52,6 +52,19 @@ def test_skips_count_as_failures_where_everything_must_run(run):
     assert code != 0 and "no_such_package" in said
 
 
+GROUP = """
+import pytest
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("i", range(6))
+def test_it(i): pass
+"""
+
+
+def test_a_group_stays_on_one_worker(run):
+    code, said = run(GROUP, "-n", "2", "--dist", "loadgroup", "-vv")
+    assert code == 0 and len(set(re.findall(r"\[(gw\d)\].*PASSED", said))) == 1  # pytest-xdist 3.8 does not group with pytest 9.2
+
+
 RARE = """
 from hypothesis import given, settings, strategies as st
 @settings(database=None)

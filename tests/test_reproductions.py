@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import DATA
 
 from ssl_nb.evaluators.scores import paired_difference, seed_score
 from ssl_nb.runs import load_run, notebooks, reproduce
@@ -74,8 +75,13 @@ def judged_anew(folder, figures):
     return [row["verdict"] for row in load_run(again)["results"]]
 
 
+NEEDS = {"d_sla": "tu", "transtab": "tabular"}  # data that do not travel with the package
+
+
 @pytest.mark.parametrize("name", sorted(notebooks()))
 def test_smoke(name, tmp_path):
+    if name in NEEDS and not (DATA / NEEDS[name]).is_dir():
+        pytest.skip(f"SSL_NB_DATA has no {NEEDS[name]}")
     folder = reproduce(name, scale="smoke", runs=tmp_path, say=quiet)
     run = load_run(folder)
     assert run["results"]
