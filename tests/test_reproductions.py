@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import DATA
 
@@ -90,6 +91,9 @@ def test_smoke(name, tmp_path):
     report = (folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?https?://[^"'> ]+\.(?:js|css)""", report), "opens only with a network"
     assert json.loads((folder / "versions.json").read_text())["packages"]["torch"]
+    if name == "benchmarks/views":
+        rates = pd.read_csv(folder / "table.csv").set_index("library").images_per_s.str.split().str[0].astype(float)
+        assert len(rates) == 5 and rates.min() > 0
     if name in SENSE:
         figures, verdicts = SENSE[name]
         assert judged_anew(folder, figures) == verdicts
