@@ -15,7 +15,7 @@ help:
 	@echo "make demo    train networks without labels in about four minutes, and write a report"
 	@echo "make test    pytest, every notebook, and the check that notebooks and modules are in sync"
 	@echo "make lab     open JupyterLab on the notebooks"
-	@echo "make export  write the modules anew from the notebooks, and clean the notebooks"
+	@echo "make export  write the modules again from the notebooks, and clean the notebooks"
 	@echo "make hooks   install nbdev's git hooks and merge driver"
 	@echo "make clean   remove .venv"
 

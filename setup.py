@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=["ssl_nb", "ssl_nb.*"]) + ["ssl_nb.notebooks", "ssl_nb.files", *notebooks],
     package_dir={"ssl_nb.notebooks": "nbs", "ssl_nb.files": "data", **notebooks},
     # The browser's side of the widgets; the data that ship, with the card that states their license.
-    package_data={"ssl_nb.explore": ["*.js", "*.css"], "ssl_nb.files": ["*.npz", "*.yml", "README.md"],
+    package_data={"ssl_nb.explore": ["*.js", "*.css"], "ssl_nb.files": ["*.npz", "*.yml", "*.safetensors", "README.md"],
                   **{name: ["*.ipynb"] for name in notebooks}},
     include_package_data=False,  # or the manifest of the source distribution would add every notebook
     install_requires=cfg["requirements"].split(),

@@ -6,7 +6,7 @@ __all__ = []
 # %% ../nbs/index.ipynb #b4b2132b
 __version__ = "0.1.0"
 
-_PARTS = ("atlas", "batch", "data", "encoders", "evaluators", "explore", "figures", "methods", "objectives", "runs", "tokens", "training", "views")
+_PARTS = ("atlas", "batch", "data", "encoders", "evaluators", "explore", "figures", "methods", "objectives", "runs", "teaching", "tokens", "training", "views")
 
 
 def __getattr__(name):

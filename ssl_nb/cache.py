@@ -17,7 +17,7 @@ def keep(
     place: str,  # folder in the cache, such as "embeddings"
     key: str,  # from `digest`
     tensors: dict[str, Tensor],
-    facts: dict[str, str] | None = None,  # kept beside them, for whoever looks into the file
+    facts: dict[str, str] | None = None,  # kept beside them, for people who look into the file
     largest: int = 2 ** 30,  # bytes of all files of the place
 ):
     "Write tensors under a key, where that is possible, and let the least used go."

@@ -111,7 +111,7 @@ def reproduce(
     parameter: list[str] = typer.Option([], "-p", "--parameter", metavar="NAME VALUE", help="Repeatable."),
     scale: str = typer.Option(None, help="smoke (seconds), laptop (minutes; the default) or paper."),
     runs: Path = RUNS,
-    force: bool = typer.Option(False, "--force", help="Run anew even if the run exists."),
+    force: bool = typer.Option(False, "--force", help="Run again even if the run exists."),
 ):
     "Run a notebook and keep the result; a run that exists is shown, an interrupted one goes on."
     import signal
@@ -288,7 +288,7 @@ def serve(
     "Serve a notebook as a web page without its code (Voila)."
     _need("voila")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        typer.echo(f"ssl_nb: {host} lets others connect; whoever can, runs this notebook on this machine", err=True)
+        typer.echo(f"ssl_nb: {host} lets others connect; anyone who can connect can run this notebook on this machine", err=True)
     _hand_over("voila", str(_notebook(name)), "--no-browser", f"--Voila.ip={host}", f"--port={port}",
                "--VoilaExporter.preprocessors=ssl_nb.runs.report.with_mathml",
                f"--Voila.tornado_settings={{'headers': {{'Content-Security-Policy': \"{_ONLY_HERE}\"}}}}")

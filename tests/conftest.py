@@ -33,6 +33,12 @@ def pytest_configure_node(node):
     node.workerinput["hypothesis_seed"] = node.config.getoption("hypothesis_seed")
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    if isinstance(val, bytes):  # an archive holds the time it was made; as a name it would differ between workers of pytest-xdist
+        return argname
+    return None
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if terminalreporter.stats.get("failed"):
         seed = config.getoption("hypothesis_seed")

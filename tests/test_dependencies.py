@@ -66,6 +66,11 @@ def test_requirements_have_lower_bounds_that_the_pinned_versions_satisfy():
         assert pin.version in requirement.specifier, f"constraints.txt has {pins[name]}, settings.ini {requirement}"
 
 
+def test_what_make_installs_imports_nbformat_quickly():
+    # From 4.25 on, jsonschema's format checkers build grammars, which takes 3 s of each process that imports nbformat.
+    assert not re.search(r"^rfc3987-syntax==", (ROOT / "constraints.txt").read_text(), re.M)
+
+
 def test_timm_is_one_that_takes_no_checkpoint_from_a_files_metadata():
     assert "1.0.25" not in required()["timm"].specifier and "1.0.26" in required()["timm"].specifier
 

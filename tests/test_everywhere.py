@@ -30,5 +30,5 @@ def test_it_runs_reports_and_goes_on_where_it_stopped(tmp_path):
 
     again = everywhere(tmp_path, "--threads", "2", "--", test)
     assert again.returncode == 0 and len((tmp_path / "runs" / "runs.jsonl").read_text().splitlines()) == 2
-    test.write_text(TEST + "    assert False\n")  # a changed file runs anew
+    test.write_text(TEST + "    assert False\n")  # a changed file runs again
     assert everywhere(tmp_path, "--threads", "2", "--", test).returncode == 1

@@ -113,6 +113,21 @@ def test_the_same_seed_gives_the_same_bits_and_the_other_process_too():
     assert torch.equal(one, *worker().make(recipe(x, seed=1), [x]))
 
 
+def test_what_numba_compiled_is_kept_for_the_next_process():
+    project(gaussian(60, 4), cache=False)
+    kept = map_layout._umap().umap_.smooth_knn_dist.stats
+    assert kept.cache_path and (kept.cache_hits or kept.cache_misses)
+
+
+def test_maps_are_made_where_numba_cannot_keep_anything():
+    class ReadOnly:
+        def enable_caching(self):
+            raise RuntimeError("cannot cache function: no locator available")
+
+    loop = ReadOnly()
+    assert map_layout._kept(loop) is loop
+
+
 @pytest.mark.parametrize("method", ["umap", "densmap", "pca"])
 def test_a_record_goes_through_json_and_makes_the_map_again(method):
     x, labels = blobs()

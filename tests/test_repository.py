@@ -21,7 +21,7 @@ def contents(folder, pattern):
 
 
 def test_modules_and_notebooks_are_in_sync(tmp_path):
-    # nbdev never deletes a stale module, so the modules are written anew from nothing, in a copy.
+    # nbdev never deletes a stale module, so the modules are exported from nothing, in a copy.
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

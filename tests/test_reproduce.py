@@ -665,7 +665,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
     assert not list((tmp_path / "runs").glob("toy-*"))
     again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0, again.stderr
-    assert "going on" in again.stdout and "step 1\n" not in again.stdout and "step 2\n" in again.stdout
+    assert "continuing the run started" in again.stdout and "step 1\n" not in again.stdout and "step 2\n" in again.stdout
     (made,) = (tmp_path / "runs").glob("toy-*")
     steps = [json.loads(line)["step"] for line in (made / "metrics.jsonl").open()]
     assert steps == [0, 1, 2, 3, 4] and load_run(made)["attempts"] == 2
@@ -759,7 +759,7 @@ def test_the_wheel_holds_every_module_script_and_notebook(wheel):
     for kind in ("reproductions", "benchmarks", "explore", "atlas/toys"):
         found = {path.name for path in (source / "nbs" / kind).glob("*.ipynb")}
         assert {path.name for path in (site / "notebooks" / kind).glob("*.ipynb")} == found
-    files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md", ".yml")}
+    files = {path.name for path in (source / "data").iterdir() if path.suffix in (".npz", ".md", ".yml", ".safetensors")}
     assert {path.name for path in (site / "files").iterdir()} == files and "mnist_small.npz" in files
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DATA
+from conftest import ALL, DATA
 
 from ssl_nb.evaluators.scores import paired_difference, seed_score
 from ssl_nb.runs import load_run, notebooks, reproduce
@@ -76,14 +76,11 @@ def judged_anew(folder, figures):
     return [row["verdict"] for row in load_run(again)["results"]]
 
 
-NEEDS = {"d_sla": "tu", "transtab": "tabular"}  # data that do not travel with the package
+NEEDS = {"d_sla": "tu", "transtab": "tabular", "videomae": "fashion_mnist_8k"}  # data that do not travel with the package
 
 
-@pytest.mark.parametrize("name", sorted(notebooks()))
-def test_smoke(name, tmp_path):
-    if name in NEEDS and not (DATA / NEEDS[name]).is_dir():
-        pytest.skip(f"SSL_NB_DATA has no {NEEDS[name]}")
-    folder = reproduce(name, scale="smoke", runs=tmp_path, say=quiet)
+def check_run(folder):
+    """A whole run: results that make sense, a report that opens without a network, the versions it was made with."""
     run = load_run(folder)
     assert run["results"]
     check_sense(run["results"])
@@ -91,6 +88,19 @@ def test_smoke(name, tmp_path):
     report = (folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?https?://[^"'> ]+\.(?:js|css)""", report), "opens only with a network"
     assert json.loads((folder / "versions.json").read_text())["packages"]["torch"]
+
+
+def page(name):
+    "A parameter of `test_smoke`. Benchmarks run in CI and with --slow: they time other libraries."
+    return pytest.param(name, marks=pytest.mark.slow if name.startswith("benchmarks/") and not ALL else ())
+
+
+@pytest.mark.parametrize("name", map(page, sorted(set(notebooks()) - {"first_run"})))  # first_run has a test of its own
+def test_smoke(name, tmp_path):
+    if name in NEEDS and not (DATA / NEEDS[name]).is_dir():
+        pytest.skip(f"SSL_NB_DATA has no {NEEDS[name]}")
+    folder = reproduce(name, scale="smoke", runs=tmp_path, say=quiet)
+    check_run(folder)
     if name == "benchmarks/views":
         rates = pd.read_csv(folder / "table.csv").set_index("library").images_per_s.str.split().str[0].astype(float)
         assert len(rates) == 5 and rates.min() > 0
@@ -115,6 +125,7 @@ def test_first_run_takes_any_data_set(dataset, tmp_path, shared_data):
 def test_simclr_beats_its_untrained_encoder_with_intervals_apart(tmp_path):
     given = {"scale": "smoke", "epochs": 30, "seeds": 4, "views": ["handwriting"]}
     folder = reproduce("first_run", given, runs=tmp_path, say=quiet)
+    check_run(folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     def interval(name):

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ..disk import shipped_folder
+
 # %% auto #0
 __all__ = ['LONGEST', 'SEEDS', 'STATES', 'Row', 'rows', 'pages', 'results_of', 'Check', 'recipe_lines', 'check', 'table',
            'taxonomy']
@@ -33,11 +35,8 @@ def rows() -> dict[str, Row]:
     "All rows of data/atlas.yml by id."
     import yaml
 
-    import ssl_nb
-
-    package = Path(ssl_nb.__file__).parent
-    path = next(path for path in (package / "files" / "atlas.yml", package.parent / "data" / "atlas.yml") if path.exists())
-    return {row["id"]: Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in yaml.safe_load(path.read_text(encoding="utf-8"))}
+    text = (shipped_folder() / "atlas.yml").read_text(encoding="utf-8")
+    return {row["id"]: Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in yaml.safe_load(text)}
 
 # %% ../../nbs/atlas/index.ipynb #1db9be8c
 def pages() -> dict[str, Path]:

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DSLA', 'd_sla']
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #f074ec5b
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #94e5b896
 import torch
 from torch import nn
 
@@ -14,7 +14,7 @@ from ..tokens.nodes import graph_batch
 from ..views.graph_views import GraphViews, MaskNodes, PerturbEdges, join_graphs
 from ..views.view import View
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #cb5068b8
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #07b36bbd
 class DSLA(Method):
     "Three objectives on the embeddings of graphs and of their changed versions."
     def __init__(self, encoder, views, edit_weight, margin_weight, margin):
@@ -41,7 +41,7 @@ class DSLA(Method):
 
     def embed(self, batch: Split): return self(graph_batch(batch))
 
-# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #e61d41d4
+# %% ../../nbs/atlas/joint_embedding/d_sla.ipynb #a5c9e6e5
 @register(
     "d_sla", row="d_sla", family="joint embedding", modality="graph", needs="graphs",
     build=tuple(f"ssl_nb.{name}" for name in ("objectives.discrepancy.graph_discrimination", "objectives.discrepancy.edit_distance_loss",

@@ -70,7 +70,7 @@ def compare(prediction, target, mask, topic_weight):
     equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{j \in M} \log p(u_j \mid x_{\setminus M}) - \lambda \log p(z \mid x_{\setminus M})",
     parts={"views": "the signal as it is", "tokens": "log-mel frames", "corruption": "spans of time, replaced by a learned vector", "predictor": "a linear layer each",
            "target": "clusters of frames, then of a layer of the encoder; their topic", "loss": "`masked_cross_entropy` and cross-entropy",
-           "unlike the paper": "HuBERT base gives the paper's values below, and the paper's topic count and weight are not known here; log-mel frames in place of a convnet and of MFCC; linear logits (paper: cosine similarity); the training goes on after the refresh (paper: starts anew)"},
+           "unlike the paper": "HuBERT base gives the paper's values below, and the paper's topic count and weight are not known here; log-mel frames in place of a convnet and of MFCC; linear logits (paper: cosine similarity); training continues after the refresh (paper: starts again from random weights)"},
     paper_knobs={"clusters": 500, "span": 10, "mask_ratio": 0.57, "layer": 5})
 def hubertopic(encoder, *, clusters=50, topics=10, topic_weight=0.5, layer=0, refresh=0.5, mask_ratio=0.5, span=5, rows=2000, views=None):
     if getattr(encoder, "tokenizer", None) is None:

@@ -21,6 +21,7 @@ _all_ = ["Data", "File", "Ragged", "Spec", "Split", "fingerprint", "holdout", "i
 
 # %% ../../nbs/data/00_index.ipynb #10340ff2
 loaders.register("scenes", "ssl_nb.data.scenes:load_scenes", modality="image")
+loaders.register("photo_crops", "ssl_nb.data.photo_crops:photo_crops", modality="image")
 
 # %% ../../nbs/data/00_index.ipynb #10ade000
 loaders.register("fsdd", "ssl_nb.data.signals:fsdd", modality="speech")

@@ -139,7 +139,7 @@ class TimmEncoder(Encoder):
         self,
         backbone: nn.Module,  # a timm model without its classifier (num_classes=0)
         mean: tuple = (0.5,),  # of each channel, in [0, 1] units; one number serves every channel
-        std: tuple = (0.25,),  # likewise
+        std: tuple = (0.25,),  # of each channel, in [0, 1] units
         img_size: int = 32,  # side in pixels that the backbone was made for; views take it from here
     ):
         from timm.models.vision_transformer import VisionTransformer

@@ -28,7 +28,7 @@ class GIN(Encoder):
     def __init__(
         self,
         node_types: int,  # ids go from 0 to node_types - 1
-        edge_types: int = 0,  # likewise; 0: types of edges are not used
+        edge_types: int = 0,  # ids go from 0 to edge_types - 1; 0: types of edges are not used
         *,
         embed_dim: int = 128,
         depth: int = 4,

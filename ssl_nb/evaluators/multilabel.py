@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .probes import STRENGTHS, fit_linear
-from .scores import Score, bootstrap, check_features, measured
+from .scores import Score, bootstrap, check_features, check_widths, measured
 from .catalog import Evaluator
 
 # %% ../../nbs/evaluators/14_multilabel.ipynb #0c69e51e
@@ -77,8 +77,7 @@ def multilabel_probe(
 
     Raises `ValueError` as `multilabel_auc` does, for training labels too, and for features of different widths."""
     x, test = check_features(train_features, name="train_features", min_rows=2), check_features(test_features, name="test_features", min_rows=2)
-    if x.shape[1] != test.shape[1]:
-        raise ValueError(f"train_features have {x.shape[1]} dimensions and test_features {test.shape[1]}; compute both with the same encoder.")
+    check_widths(x, test, "train_features", "test_features")
     y, truth = _columns(train_labels, len(x), "train_labels"), _columns(test_labels, len(test), "test_labels")
     if y.shape[1] != truth.shape[1]: raise ValueError(f"train_labels have {y.shape[1]} columns and test_labels {truth.shape[1]}; give the same labels for both.")
     weights = [fit_linear(x, torch.from_numpy(column.astype(np.int64)), 2, l2, strengths, seed=seed)[0] for column in y.T]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .scores import Score, check_features, mean_score, measured, unit_rows
+from .scores import Score, check_features, check_widths, mean_score, measured, unit_rows
 
 # %% ../../nbs/evaluators/04_neighbors.ipynb #5734e128
 def top_k(similarity: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
@@ -117,9 +117,7 @@ def check_pair(queries, bank) -> tuple[Float[Tensor, "q d"], Float[Tensor, "n d"
     "Two sets of features that can be compared: same dimensions, device and precision."
     queries = check_features(queries, min_rows=1, name="queries")
     bank = check_features(bank, min_rows=1, name="rows of the bank")
-    if queries.shape[1] != bank.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} dimensions and the bank {bank.shape[1]}; "
-                         "compute both with the same encoder.")
+    check_widths(queries, bank, "queries", "the bank's rows")
     if queries.device != bank.device:
         raise ValueError(f"queries are on {queries.device}, the bank on {bank.device}; move one with .to().")
     dtype = torch.promote_types(queries.dtype, bank.dtype)

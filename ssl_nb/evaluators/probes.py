@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .scores import Score, accumulator, check_features, check_labels, mean_score, measured, seed_score
+from .scores import Score, accumulator, check_features, check_labels, check_widths, mean_score, measured, seed_score
 
 # %% ../../nbs/evaluators/05_probes.ipynb #e106917a
 def _minimize(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], classes: int, l2: float, start=None, tol=1e-5):
@@ -136,9 +136,7 @@ def linear_probe(train_features: Float[Tensor, "n d"],
     """
     x, y = check_features(train_features, train_labels, 2, "train_features")
     test, truth = check_features(test_features, test_labels, 1, "test_features")
-    if x.shape[1] != test.shape[1]:
-        raise ValueError(f"train_features have {x.shape[1]} dimensions and test_features {test.shape[1]}; "
-                         "compute both with the same encoder.")
+    check_widths(x, test, "train_features", "test_features")
     classes, y = y.unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"all train_labels are {classes[0]}: one class cannot be told from another.")

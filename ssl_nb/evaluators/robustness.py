@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .neighbors import check_pair, nearest
 from .probes import fit_linear
-from .scores import Score, accumulator, check_features, mean_score, measured, unit_rows
+from .scores import Score, accumulator, check_features, check_widths, mean_score, measured, unit_rows
 from ..spelling import unknown
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #b65bff11
@@ -76,7 +76,7 @@ def _scores(side, name: str) -> np.ndarray:
     if side.ndim != 1 or not len(side):
         raise ValueError(f"scores of the {name} must be one row of numbers, got shape {side.shape}.")
     if not np.isfinite(side).all():
-        raise ValueError(f"scores of the {name} hold NaN or infinity; mend what made them.")
+        raise ValueError(f"scores of the {name} hold NaN or infinity; fix what produced them.")
     return side
 
 # %% ../../nbs/evaluators/08_robustness.ipynb #36a00d75
@@ -113,9 +113,7 @@ def mahalanobis(features: Float[Tensor, "q d"],
                ) -> Float[Tensor, " q"]:
     "Minus the squared Mahalanobis distance to the nearest class mean: high means known."
     x = check_features(features, min_rows=1).to(means)
-    if x.shape[1] != means.shape[1]:
-        raise ValueError(f"features have {x.shape[1]} dimensions and the Gaussians {means.shape[1]}; "
-                         "compute both with the same encoder.")
+    check_widths(x, means, "features", "the Gaussians")
     center = means.mean(0)
     x, means = (x - center) @ whiten, (means - center) @ whiten
     return -torch.cat([torch.cdist(part, means).square().amin(1) for part in x.split(4096)])

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['bootstrap', 'Score', 'mean_score', 'group_codes', 'table', 'paired_difference', 'seed_score', 'holm', 'comparisons',
-           'check_features', 'check_labels', 'measured', 'accumulator', 'unit_rows', 'rounding']
+           'check_features', 'check_widths', 'check_labels', 'measured', 'accumulator', 'unit_rows', 'rounding']
 
 # %% ../../nbs/evaluators/01_scores.ipynb #25044903
 import contextlib
@@ -50,7 +50,7 @@ def _to_numpy(values) -> np.ndarray:
     if isinstance(values, Tensor): values = values.detach().cpu()
     values = np.asarray(values.double() if isinstance(values, Tensor) else values, np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("values hold NaN or infinity; remove those examples or mend what made them.")
+        raise ValueError("values hold NaN or infinity; remove those examples or fix what produced them.")
     return values
 
 # %% ../../nbs/evaluators/01_scores.ipynb #3cdd383a
@@ -325,6 +325,14 @@ def check_features(features: Float[Tensor, "n d"],  # any dtype and device; nump
                          "drop these rows, or look for the step at which the encoder diverged.")
     if largest and not 1e-12 < largest < 1e12: x = _rescuable(x, largest, name, any_scale)
     return x if labels is None else (x, check_labels(labels, len(x), name).to(x.device))
+
+def check_widths(x: Float[Tensor, "n d"], other: Float[Tensor, "m d"],
+                 name: str, other_name: str,  # both in the plural, for the error message
+                ):
+    "Raise `ValueError` unless both features have the same number of dimensions."
+    if x.shape[1] != other.shape[1]:
+        raise ValueError(f"{name} have {x.shape[1]} dimensions and {other_name} {other.shape[1]}; "
+                         "compute both with the same encoder.")
 
 # %% ../../nbs/evaluators/01_scores.ipynb #a415b3dd
 def _rescuable(x: Tensor, largest: float, name: str, any_scale: bool) -> Tensor:

@@ -148,7 +148,7 @@ def disrupt_shape(images: Tensor,  # (n, c, h, w) bytes or floats in [0, 1], any
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; pass bytes (uint8), or floats in [0, 1].")
     if images.is_floating_point() and not images.isfinite().all():
-        raise ValueError("images hold NaN or infinity; mend what made them.")
+        raise ValueError("images hold NaN or infinity; fix what produced them.")
     return DISRUPTIONS[kind](images, generator, **knobs)
 
 # %% ../../nbs/evaluators/08a_shape.ipynb #c2e7a4be

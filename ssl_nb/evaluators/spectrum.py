@@ -307,7 +307,7 @@ def coherence(features: Float[Tensor, "n d"],  # or a memmap; not batches: rows 
              ) -> Score:
     """Largest squared row norm of U, times n / rank, of the uncentered features (Tsitsulin et al. 2023).
 
-    From 1 (all rows matter alike) to n / rank. All-zero features have coherence 0. `notes`: rank.
+    From 1 (all rows matter equally) to n / rank. All-zero features have coherence 0. `notes`: rank.
     """
     if _is_batches(features): raise ValueError("coherence reads features twice; pass a matrix, not batches.")
     x = _matrix(features, 1)

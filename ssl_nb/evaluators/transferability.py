@@ -99,7 +99,7 @@ def _evidence(sigma, energy, rest, n, alpha, beta) -> Float[Tensor, " t"]:
 def trans_rate(features: Float[Tensor, "n d"],
                labels: Int[Tensor, " n"],
                eps: float = 1e-4,  # distortion (squared, in units of the features): part of the protocol
-               balanced: bool = False,  # mean over classes alike, as the paper's listing; False: by their share
+               balanced: bool = False,  # mean over classes with equal weight, as in the paper's listing; False: weighted by their share
                block: int = 4096,
               ) -> Score:
     """TransRate: coding rate of centered features less that within classes, in nats (Huang et al. 2022).

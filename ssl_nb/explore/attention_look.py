@@ -62,8 +62,8 @@ def _check_fit(shape: tuple[int, int, int], backbone: nn.Module):
     embed = getattr(backbone, "patch_embed", None)
     channels, size = getattr(getattr(embed, "proj", None), "in_channels", None), getattr(embed, "img_size", None)
     if channels and shape[0] != channels:
-        mend = "repeat it with images.expand(-1, 3, -1, -1)" if (shape[0], channels) == (1, 3) else "convert the images"
-        raise ValueError(f"images have {shape[0]} channels, the encoder takes {channels}: {mend}, or create the encoder with "
+        remedy = "repeat it with images.expand(-1, 3, -1, -1)" if (shape[0], channels) == (1, 3) else "convert the images"
+        raise ValueError(f"images have {shape[0]} channels, the encoder takes {channels}: {remedy}, or create the encoder with "
                          f"in_chans={shape[0]}")
     any_size = getattr(backbone, "dynamic_img_size", False) or not getattr(embed, "strict_img_size", True)
     if size and not any_size and shape[1:] != tuple(size):
@@ -166,7 +166,7 @@ class Look(LookMaps):
 
     @cached_property
     def even(self) -> tuple[float, float]:
-        "Distance and entropy of a head that reads all alike."
+        "Distance and entropy of a head that attends uniformly."
         t = self.grid[0] * self.grid[1]
         return float(attention_distance(torch.ones(t, t), self.grid, self.patch)), math.log(t + self.prefix)
 

@@ -92,7 +92,7 @@ class Runs(TrainingThread):
         self.run(self.frame_steps.value)
 
     def reset(self):
-        "Begin anew from the seed, with the knobs as they are; goes on training if it was."
+        "Start again from the seed with the present settings; training continues if it was running."
         going = self.running
         self._end_thread()
         self._begin()
@@ -218,7 +218,7 @@ class LabControls(Knobs):
         self.go = button("start", self.start, "train on, until pause", "play")
         self.halt = button("pause", self.pause, "stop within a frame", "pause")
         self.one = button("step", self.step, "train one frame", "step-forward")
-        self.anew = button("reset", self.reset, "begin anew from the seed, with the knobs as they are", "refresh")
+        self.restart = button("reset", self.reset, "start again from the seed with the present settings", "refresh")
         self.frame_steps = slider("steps a frame", 5, 1, 50, tooltip="steps of each run between two pictures")
         self.two = switch("run B", two, "train a second run beside the first, from the same seed")
         self.target = choice("knobs of", ["A", "B", "both"], "A", "which run the knobs below turn")
@@ -228,7 +228,7 @@ class LabControls(Knobs):
         self._tips = {name: knob.tooltip for name, knob in self.knobs.items()}
         self.words = ipywidgets.HTML()
         k = self.knobs
-        self.controls = [[self.preset, self.go, self.halt, self.one, self.anew, self.frame_steps, self.of, self.turn],
+        self.controls = [[self.preset, self.go, self.halt, self.one, self.restart, self.frame_steps, self.of, self.turn],
                          [self.two, self.target, k["method"], k["projector"], k["predictor"], k["stop_gradient"], k["last_norm"], k["optimizer"], k["batch_size"], k["width"]],
                          [k[n] for n in ("temperature", "lambda_", "variance", "covariance")],
                          [k[n] for n in ("momentum", "strength", "lr", "weight_decay")] + [k["seed"]]]
@@ -247,7 +247,7 @@ class LabControls(Knobs):
         self.on(self.turn)
 
     def _measure_other(self):
-        "Embedding or representation: measured anew, and the record begins anew, for the two are not comparable."
+        "Switch between embedding and representation; the record starts again, because the two are not comparable."
         with self._work:
             for run in self.runs:
                 run.of, run.records = self.of.value, []

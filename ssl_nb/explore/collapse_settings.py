@@ -77,7 +77,7 @@ def lab_views(
     size: int | tuple[int, int],  # of a view, in pixels
     strength: float = 0.5,  # 0: both views are the image; 1: crops down to a fifth, contrast up to +- 0.8, noise up to 0.2
 ) -> Views:
-    "Two views alike, their strength one number."
+    "Two views of the same kind; one number sets their strength."
     if strength == 0:
         shape = size[1] / size[0] if isinstance(size, tuple) else 1.0
         return Views(*[[Crop(size, (1, 1), (shape, shape), flip=0)]] * 2)

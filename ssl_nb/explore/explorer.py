@@ -91,7 +91,7 @@ class Messages:
             self.say(str(error) if known else f"{type(error).__name__}: {error}", "error")
 
 # %% ../../nbs/explore/01a_explorer.ipynb #6de87ec6
-_IDLE = 2.0  # seconds without a change before the still is drawn anew
+_IDLE = 2.0  # seconds without a change before the still picture is drawn again
 
 
 class StillBelow:

@@ -148,7 +148,7 @@ class Recorded:
             seen = measure(z, pairs if len(pairs) == 2 else None, matrix.detach().cpu() if matrix is not None and self.of == "embedding" else None)
         except ValueError:
             if z.isfinite().all(): raise
-            raise NotFiniteError(f"after step {self.steps} the embeddings are not finite; the usual mends: a lower lr, a higher temperature") from None
+            raise NotFiniteError(f"after step {self.steps} the embeddings are not finite; the usual remedies: a lower lr, a higher temperature") from None
         if self.records and seen.dim != self.measures.dim: self.records = []  # what was measured of another width does not compare
         row = {k: v for k, v in getattr(self, "row", {}).items() if k not in ("step", "epoch", "lr", "embedding_std")}
         self.records.append({"step": self.steps, **row, "feature_std": seen.feature_std, "rankme": seen.rankme, "holding": seen.holding(),

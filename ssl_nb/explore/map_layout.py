@@ -8,7 +8,7 @@ import functools
 import threading
 import warnings
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -65,6 +65,20 @@ def _torch_threads_kept():
     try: yield
     finally: torch.set_num_threads(threads)
 
+def _kept(loop):
+    "A function of numba's whose machine code is kept on disk for later processes, if numba finds a folder to write to."
+    with suppress(RuntimeError): loop.enable_caching()
+    return loop
+
+@functools.cache
+def _umap():
+    "umap-learn, whose compiled functions are kept: a process loads them in 0.1 s, and would compile them for 10 s."
+    import umap
+    from numba.core.dispatcher import Dispatcher
+    for value in [*vars(umap.umap_).values(), *vars(umap.layouts).values()]:
+        if isinstance(value, Dispatcher): _kept(value)
+    return umap
+
 def lay_out(
     r,  # a `MapRecipe`
     features: list[Tensor],  # those it was made for
@@ -80,9 +94,8 @@ def lay_out(
         k = min(r.neighbors + 1, r.points)  # UMAP counts the point itself
         graphs = [_graph(x, key, k, r.metric, r.seed) for x, key in zip(features, r.features)]
         if len(features) > 1: return align(r, features, graphs)
-        import umap
-        mapper = umap.UMAP(n_neighbors=k, min_dist=r.min_dist, metric=r.metric, random_state=r.seed, n_jobs=1, n_epochs=r.epochs,
-                           densmap=r.method == "densmap", precomputed_knn=graphs[0], init=_start(r, features[0]))
+        mapper = _umap().UMAP(n_neighbors=k, min_dist=r.min_dist, metric=r.metric, random_state=r.seed, n_jobs=1, n_epochs=r.epochs,
+                              densmap=r.method == "densmap", precomputed_knn=graphs[0], init=_start(r, features[0]))
         return [_finite(mapper.fit_transform(features[0].float().numpy()))]
 
 def _start(r, x) -> str | np.ndarray:
@@ -128,23 +141,23 @@ def _align_epoch(flat, heads, tails, every, due, pull, rate, epoch, a, b, lam, s
 @functools.cache
 def _compiled():
     import numba
-    return numba.njit(_align_epoch, fastmath=True)
+    return _kept(numba.njit(_align_epoch, fastmath=True))
 
 # %% ../../nbs/explore/03c_map_layout.ipynb #142f6a97
 def align(r, features, graphs) -> list[Tensor]:
     "Several UMAPs of the same points, laid out together."
-    from umap.umap_ import find_ab_params, fuzzy_simplicial_set, make_epochs_per_sample
     import numba
+    umap = _umap().umap_
     k, epochs, random = graphs[0][0].shape[1], r.epochs or 200, np.random.RandomState(r.seed)
-    fuzzy = [fuzzy_simplicial_set(x.float().numpy(), k, random, r.metric, knn_indices=i, knn_dists=d)[0].tocoo()
+    fuzzy = [umap.fuzzy_simplicial_set(x.float().numpy(), k, random, r.metric, knn_indices=i, knn_dists=d)[0].tocoo()
              for x, (i, d) in zip(features, graphs)]
     flat = np.stack(_starts(r, features, fuzzy, random)).astype(np.float32)
     heads, tails, every = numba.typed.List(), numba.typed.List(), numba.typed.List()
     for g in fuzzy:
         strong = g.data >= g.data.max() / epochs  # weaker edges would never come up
         heads.append(g.row[strong].astype(np.int32)), tails.append(g.col[strong].astype(np.int32))
-        every.append(make_epochs_per_sample(g.data[strong], epochs))
-    due, (a, b), state = numba.typed.List([e.copy() for e in every]), find_ab_params(1.0, r.min_dist), np.array([r.seed * 2 + 1], np.int64)
+        every.append(umap.make_epochs_per_sample(g.data[strong], epochs))
+    due, (a, b), state = numba.typed.List([e.copy() for e in every]), umap.find_ab_params(1.0, r.min_dist), np.array([r.seed * 2 + 1], np.int64)
     pull, step = _pull(fuzzy), _compiled()
     for epoch in range(epochs):
         step(flat, heads, tails, every, due, pull, 1 - epoch / epochs, epoch, a, b, r.alignment, state)

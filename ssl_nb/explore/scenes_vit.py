@@ -88,25 +88,26 @@ def _load(encoder: TimmEncoder, path: Path, recipe: Recipe) -> TimmEncoder:
 
 # %% ../../nbs/explore/04d_scenes_vit.ipynb #d448011c
 def scenes_vit(
-    folder: Path | str | None = None,  # where encoders are kept; None: "encoders" in ssl_nb.disk.cache_folder()
+    folder: Path | str | None = None,  # where new encoders are kept; None: "encoders" in ssl_nb.disk.cache_folder()
     report=None,  # gets a line an epoch of a training; None: a progress bar
     scenes: dict | None = None,  # knobs of the scenes
     knobs: dict | None = None,  # knobs of the method
     **settings,  # of Recipe: method, epochs, size, depth, ...
 ) -> TimmEncoder:
-    """A small vision transformer trained on `scenes` by the library, from the cache if it is there.
+    """A small vision transformer trained on `scenes` by the library: the shipped one, one from the cache, or a new one.
 
-    A file that is damaged or of other settings is made anew; one that cannot be written costs a warning."""
+    A file that is damaged or of other settings is replaced; one that cannot be written costs a warning."""
     recipe = Recipe(scenes=_pairs(scenes), knobs=_pairs(knobs), **settings)
-    path = (Path(folder) if folder else disk.cache_folder() / "encoders") / recipe.file
+    kept = (Path(folder) if folder else disk.cache_folder() / "encoders") / recipe.file
     encoder, train = _fresh(recipe)
     if not recipe.epochs: return encoder
-    if path.is_file():
+    for path in (disk.shipped_folder() / recipe.file, kept):
+        if not path.is_file(): continue
         try: return _load(encoder, path, recipe)
-        except Exception as error: warnings.warn(f"{path} is damaged ({error}); the encoder is trained anew.", stacklevel=2)
+        except Exception as error: warnings.warn(f"{path} is damaged ({error}); the encoder is trained again.", stacklevel=2)
     encoder = _train(encoder, train, recipe, report)
-    try: _save(encoder, path, recipe)
+    try: _save(encoder, kept, recipe)
     except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error}): the next call will train again. Set SSL_NB_CACHE to a folder that "
+        warnings.warn(f"{kept} cannot be written ({error}): the next call will train again. Set SSL_NB_CACHE to a folder that "
                       "you may write to.", stacklevel=2)
     return encoder

@@ -23,7 +23,7 @@ class Alignment(Method):
     def __init__(
         self,
         encoder: nn.Module,  # with `tokens(x, layers=)`
-        reference: nn.Module,  # likewise; frozen, and in evaluation mode
+        reference: nn.Module,  # with `tokens(x, layers=)`; frozen, and in evaluation mode
         compare: Callable,  # (list of Tokens, list of Tokens) -> loss, or (loss, {part: value})
         *,
         views: Callable,

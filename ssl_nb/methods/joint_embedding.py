@@ -33,7 +33,7 @@ class JointEmbedding(Method):
         predictor: nn.Module | None = None,  # q, on the online branch only
         momentum: float | Callable[[float], float] | None = None,  # of an EMA teacher; a function takes progress
         online_views: Sequence[int] | None = None,  # which views the online branch sees; None: all
-        target_views: Sequence[int] | None = None,  # likewise
+        target_views: Sequence[int] | None = None,  # which views the target branch sees; None: all
         evaluate_teacher: bool = False,  # evaluate and keep the teacher's encoder, as DINO's paper does
         views: Callable | None = None,  # view maker; None: SimCLR's
         represent: Callable | None = None,  # (encoder, view) -> what the projector takes, (n, d) or tokens (n, t, d); None: encoder(view.x)

@@ -160,7 +160,7 @@ def scalar_dynamics(
 
 # %% ../../nbs/objectives/09_direct_prediction.ipynb #5926e422
 def collapse_threshold(noise: float | Tensor, tau: float | Tensor = 1.0) -> float | Tensor:
-    "The weight decay above which every feature dies, wherever it starts: tau^2 / (4 (1 + noise))."
+    "The weight decay above which every feature dies, whatever its initial value: tau^2 / (4 (1 + noise))."
     return tau**2 / (4 * (1 + noise))
 
 

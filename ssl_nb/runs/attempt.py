@@ -28,7 +28,7 @@ def reproduce(
     *,
     scale: str | None = None,  # the same as parameters["scale"]
     runs: str | Path = "runs",  # the folder that holds a folder for each run
-    force: bool = False,  # run anew even if the run exists
+    force: bool = False,  # run again even if the run exists
     folders: list | None = None,  # where to look for notebooks; None: the package's, and SSL_NB_NOTEBOOKS
     say=print,  # takes a line of progress
 ) -> Path:  # the run's folder
@@ -63,8 +63,8 @@ def _with_scale(parameters, scale):
 
 def _existing(runs, run, say):
     try: found = load_run(runs / run)
-    except RunRefused as error: raise RunRefused(f"{error}; --force runs it anew") from None
-    say(f"{run} exists, finished {found['finished']}; --force runs it anew")
+    except RunRefused as error: raise RunRefused(f"{error}; --force runs it again") from None
+    say(f"{run} exists, finished {found['finished']}; --force runs it again")
     if (runs / f".partial-{run}").exists(): say("an interrupted --force run waits; --force goes on with it")
     return runs / run
 
@@ -90,7 +90,7 @@ def _open_partial(runs, run, reproduction, values, force, say):
     if not attempts or (force and not attempts[-1]["force"]):
         if partial.exists(): shutil.rmtree(partial)
         attempts = []
-    if attempts: say(f"going on with the run begun {attempts[0]['started']}; to begin anew, delete {partial}")
+    if attempts: say(f"continuing the run started {attempts[0]['started']}; to start again, delete {partial}")
     partial.mkdir(exist_ok=True)
     for stale in [partial / "conclusion.json", partial / "result.json", *partial.glob(".*.json*-*-*")]: stale.unlink(missing_ok=True)
     write_json(partial / "attempts.json", attempts + [dict(started=_now(), force=force)])

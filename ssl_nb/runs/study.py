@@ -179,7 +179,7 @@ class Study(_Cells):
         name: str,  # such as "SimCLR over its untrained encoder"
         measure: str,
         ours: dict | list[float],  # a condition, or one value for each seed
-        baseline: dict | list[float] | float,  # likewise, or one number
+        baseline: dict | list[float] | float,  # a condition, one value for each seed, or one number
         *,
         protocol: str = "",  # how both were measured; "": the name of the measure
     ) -> Gate:
@@ -191,7 +191,7 @@ class Study(_Cells):
         claim: Claim,
         measure: str,  # a measure, or the name of the statistic whose values are given
         ours: dict | list[float] | float,  # a condition, or one value for each seed; with `draws`, one number
-        baseline: dict | list[float] | float | None = None,  # likewise; None: `ours` itself is judged
+        baseline: dict | list[float] | float | None = None,  # as `ours`; None: `ours` itself is judged
         *,
         gates: Iterable[Gate] = (),
         protocol: str = "",  # how both were measured; "": the name of the measure

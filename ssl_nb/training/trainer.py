@@ -68,7 +68,7 @@ def _not_finite(folder, what, row):
     saved = last_checkpoint(folder) if folder else None
     parts = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "epoch"))
     return NotFiniteError(f"{what} ({parts}). Last good checkpoint: {saved or 'none, because fit had no folder'}. "
-                          "The usual mends: a lower lr, clip=1.0, or precision='32-true'.")
+                          "The usual remedies: a lower lr, clip=1.0, or precision='32-true'.")
 
 # %% ../../nbs/training/06_trainer.ipynb #cbb71a2c
 def _random_states(run) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def _resume(run):
                          "give this run another folder, or delete that one")
     facts, tensors = load_checkpoint(saved, run._modules, run.optimizer)
     if broken := _broken(run._modules):
-        raise NotFiniteError(f"{saved} holds a run whose {broken} is not finite; delete that folder, and the run begins anew")
+        raise NotFiniteError(f"{saved} holds a run whose {broken} is not finite; delete that folder to start the run again")
     run.step_number = facts["step"]
     run.history = History(facts["history"], facts["seconds"], facts["rows_seen"])
     run.fabric.strategy.precision.load_state_dict(facts["precision"])

@@ -23,7 +23,7 @@ def simclr(
     gray: float = 0.2,
     blur: float | None = None,  # chance; None: 0.5, and 0 up to 32 pixels (appendix B.9)
 ) -> Views:
-    "Two views alike. Chen et al. 2020 (arXiv 2002.05709), appendix A; small images by appendix B.9."
+    "Two views of the same kind. Chen et al. 2020 (arXiv 2002.05709), appendix A; small images by appendix B.9."
     small = size <= 32
     s = (0.5 if small else 1.0) if strength is None else strength
     recipe = [
@@ -97,7 +97,7 @@ def handwriting(
     shear: float = 10.0,  # degrees
     strength: float = 0.4,  # of brightness and contrast
 ) -> Views:
-    "Two views alike, for handwritten characters: affine maps, a crop, brightness and contrast; no mirror images."
+    "Two views of the same kind, for handwritten characters: affine maps, a crop, brightness and contrast; no mirror images."
     recipe = [Affine(degrees, translate, zoom, shear), Crop(size, scale, flip=0.0), Jitter(strength, strength)]
     return Views(recipe, recipe)
 

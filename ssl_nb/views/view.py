@@ -67,7 +67,7 @@ class wrap(ViewMaker):
         transform: Callable,  # from an example, or a batch, to an example or batch, or to a list of views of it
         copies: int = 2,  # how often it is called; 1 for a transform that returns all views
         *,
-        batched: bool = False,  # it takes a whole batch, and draws anew for each of its rows
+        batched: bool = False,  # it takes a whole batch, and draws again for each of its rows
         before: Callable | None = None,  # what an example (or batch) needs first, such as torchvision's `to_pil_image`
         column: str | None = None,  # of a split that it reads; None: the input
     ):
