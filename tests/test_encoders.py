@@ -1,3 +1,4 @@
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -468,3 +469,23 @@ def test_an_encoder_with_a_knob_that_no_file_can_hold_is_not_described():
 def test_a_convnet_of_too_few_stages_is_refused(channels):
     with pytest.raises(ValueError, match=r"channels is \(.*two stages or more"):
         encoders.create("convnet", channels=channels)
+
+
+@pytest.mark.parametrize("count", [257, 300])
+def test_calibration_is_that_of_torch_and_leaves_the_network_alone(count):
+    "257 rows in batches of 256 would leave a batch of one, which batch normalization refuses."
+    images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    network = encoders.create("convnet", in_chans=3, img_size=16, channels=(4, 8, 8)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ours, theirs = encoders.calibrated(network, images), copy.deepcopy(network)
+    torch.optim.swa_utils.update_bn(images.split(-(-count // 2)), theirs)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    assert not ours.training and all(part.training for part in network.modules())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert {m.momentum for m in ours.modules() if hasattr(m, "momentum")} == {m.momentum for m in network.modules() if hasattr(m, "momentum")}
+
+
+def test_a_network_without_batch_normalization_is_copied():
+    network, images = encoders.create("vit", in_chans=1, img_size=16), torch.rand(4, 1, 16, 16)
+    torch.testing.assert_close(encoders.embed(encoders.calibrated(network, images), images), encoders.embed(network, images), rtol=0, atol=0)

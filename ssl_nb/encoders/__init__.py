@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['AllLayers', 'Conv1d', 'Encoder', 'FROM_FILE', 'GIN', 'LearnedPositions', 'Recurrent', 'TimmEncoder', 'Transformer',
-           'attention_mask', 'attention_weights', 'check_images', 'convnet', 'create', 'description', 'embed',
-           'evaluating', 'find_weights', 'layer_indices', 'load', 'mean_over_real', 'names', 'node_rows', 'presets',
-           'register', 'save', 'sincos', 'time_steps', 'vit']
+           'attention_mask', 'attention_weights', 'calibrated', 'check_images', 'convnet', 'create', 'description',
+           'embed', 'evaluating', 'find_weights', 'layer_indices', 'load', 'mean_over_real', 'names', 'node_rows',
+           'presets', 'register', 'save', 'sincos', 'time_steps', 'vit']
 
 # %% ../../nbs/encoders/00_index.ipynb #9d552f83
-from .embedding import AllLayers, embed, evaluating
+from .embedding import AllLayers, calibrated, embed, evaluating
 from .encoder import Encoder, TimmEncoder, attention_weights, check_images, layer_indices, mean_over_real
 from .files import FROM_FILE, description, find_weights, load, save
 from .gin import GIN, node_rows
@@ -17,5 +17,5 @@ from .transformer import LearnedPositions, Transformer, attention_mask, sincos
 
 # %% ../../nbs/encoders/00_index.ipynb #00953069
 _all_ = ["AllLayers", "Conv1d", "Encoder", "FROM_FILE", "GIN", "LearnedPositions", "Recurrent", "TimmEncoder", "Transformer", "attention_mask",
-         "attention_weights", "check_images", "convnet", "create", "description", "embed", "evaluating", "find_weights",
+         "attention_weights", "calibrated", "check_images", "convnet", "create", "description", "embed", "evaluating", "find_weights",
          "layer_indices", "load", "mean_over_real", "names", "node_rows", "presets", "register", "save", "sincos", "time_steps", "vit"]
