@@ -8,13 +8,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for each other sleep instead of taking the cores from whom they wait for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lab hooks export clean help
+.PHONY: demo test lab book hooks export clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train networks without labels in about four minutes, and write a report"
 	@echo "make test    pytest, every notebook, and the check that notebooks and modules are in sync"
 	@echo "make lab     open JupyterLab on the notebooks"
+	@echo "make book    build a web site of all notebooks and the API"
 	@echo "make export  write the modules again from the notebooks, and clean the notebooks"
 	@echo "make hooks   install nbdev's git hooks and merge driver"
 	@echo "make clean   remove .venv"
@@ -32,6 +33,11 @@ test: $(READY)
 
 lab: $(READY)
 	jupyter lab nbs
+
+book: $(READY)
+	python book/assemble.py build/book/source
+	sphinx-build -q -c book build/book/source build/book/html
+	@echo "the book: build/book/html/index.html"
 
 export: $(READY)
 	nbdev_export

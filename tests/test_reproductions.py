@@ -45,12 +45,12 @@ def _dist_shape(row):
 def _barlow_twins(row):
     end = "narrow" if row["width"] == 16 else "small" if row["batch"] == 128 else "top"
     found = {"barlow_twins": dict(narrow=0.5, small=0.4, top=0.9), "simclr": dict(narrow=0.8, small=0.8, top=0.9)}
-    return dict(untrained=0.2, knn=found[row["method"]][end])
+    return dict(untrained=0.2, calibrated=0.3, knn=found[row["method"]][end])
 
 
 def _collapse(row):
     knn = {"DirectPred, moving average": 0.8, "two-layer, moving average": 0.9}.get(row["setting"], 0.7)
-    return dict(untrained=0.2, knn=knn, spread=0.1 if row["setting"] == "no predictor" else 0.9)
+    return dict(untrained=0.2, calibrated=0.3, knn=knn, spread=0.1 if row["setting"] == "no predictor" else 0.9)
 
 
 SENSE = {

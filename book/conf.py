@@ -1,0 +1,63 @@
+"""Sphinx settings of the book. `make book` first runs `assemble.py`, then Sphinx on what it wrote."""
+
+import inspect
+from html import escape
+
+import latex2mathml.converter
+from docutils.nodes import SkipNode
+from fastcore.docments import docments
+from sphinx.util.logging import getLogger
+
+logger = getLogger(__name__)
+
+project, author, copyright = "ssl_nb", "The ssl_nb authors", "2026 onwards, The ssl_nb authors"
+extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc"]
+suppress_warnings = ["config.cache", "mystnb.unknown_mime_type"]  # unknown: what `ssl_nb` reads from a notebook by itself
+external_toc_path = "_toc.yml"
+html_theme, html_title = "furo", "ssl_nb"
+html_static_path, html_css_files = ["static"], ["book.css"]
+html_math_renderer = "mathml"
+
+nb_execution_mode = "off"  # committed outputs are shown as they are
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = True
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 88
+add_module_names = False
+
+
+def mathml(self, node, display):
+    "MathML, which browsers draw without a script and without a network."
+    self.body.append(f'<div class="math">{convert(node, "block")}</div>' if display else convert(node, "inline"))
+    raise SkipNode
+
+
+def convert(node, display):
+    try:
+        return latex2mathml.converter.convert(node.astext(), display=display)
+    except Exception as error:
+        logger.warning("formula %r: %s", node.astext(), error, location=node)
+        return f"<code>{escape(node.astext())}</code>"
+
+
+def parameter_comments(app, what, name, obj, options, lines):
+    "The comments beside parameters, which nbdev's style has in place of a docstring's section."
+    if not (inspect.isfunction(obj) or inspect.isclass(obj)):
+        return
+    try:
+        comments = docments(obj.__init__ if inspect.isclass(obj) else obj, returns=False)
+    except (OSError, TypeError):  # made without source, such as the constructor of a named tuple
+        return
+    fields = [":param {}: {}".format(key, text.replace("*", r"\*")) for key, text in comments.items() if text and key != "self"]
+    lines += ["", *fields] if fields else []
+
+
+def setup(app):
+    app.add_html_math_renderer(
+        "mathml", (lambda self, node: mathml(self, node, False), None), (lambda self, node: mathml(self, node, True), None)
+    )
+    app.connect("autodoc-process-docstring", parameter_comments)
