@@ -10,16 +10,16 @@ import yaml
 
 BOOK = Path(__file__).parent
 NBS = BOOK.parent / "nbs"
-# The parts of the book and the folders of notebooks in them, in the order in which they are read.
+# The parts of the book: notebooks, and folders of notebooks, in the order in which they are read.
 PARTS = {
     "Course": ["course"],
     "Explore": ["explore"],
     "Atlas": ["atlas"],
-    "Reproductions": ["reproductions"],
+    "Reproductions": ["results", "reproductions"],
     "Reference": [
         *("core", "data", "views", "tokens", "encoders", "objectives", "evaluators", "methods", "training", "runs", "teaching"),
     ],
-    "Benchmarks": ["benchmarks"],
+    "Benchmarks": ["speed", "benchmarks"],
 }
 HIDDEN = re.compile(r"#\|\s*(hide|default_exp)\b")
 
@@ -40,7 +40,9 @@ def api(name):
 
 
 def names(folder):
-    "The pages of a folder, its index first."
+    "The pages of a folder, its index first; or the one page of this name."
+    if (NBS / f"{folder}.ipynb").is_file():
+        return [folder]
     found = [path.relative_to(NBS) for path in (NBS / folder).rglob("*.ipynb")]
     found = [path.with_suffix("").as_posix() for path in found if not {"runs", ".ipynb_checkpoints"} & set(path.parts[1:])]
     return sorted(found, key=lambda name: (not name.endswith("index"), name))

@@ -1,14 +1,11 @@
 """Sphinx settings of the book. `make book` first runs `assemble.py`, then Sphinx on what it wrote."""
 
 import inspect
-from html import escape
 
-import latex2mathml.converter
 from docutils.nodes import SkipNode
 from fastcore.docments import docments
-from sphinx.util.logging import getLogger
 
-logger = getLogger(__name__)
+from ssl_nb.runs.report import mathml
 
 project, author, copyright = "ssl_nb", "The ssl_nb authors", "2026 onwards, The ssl_nb authors"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc"]
@@ -30,18 +27,15 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 
 
-def mathml(self, node, display):
-    "MathML, which browsers draw without a script and without a network."
-    self.body.append(f'<div class="math">{convert(node, "block")}</div>' if display else convert(node, "inline"))
-    raise SkipNode
+def formula(display):
+    "A visitor that writes a formula as MathML, which browsers draw without a script and without a network."
 
+    def visit(self, node):
+        made = mathml(node.astext(), display)
+        self.body.append(f'<div class="math">{made}</div>' if display == "block" else made)
+        raise SkipNode
 
-def convert(node, display):
-    try:
-        return latex2mathml.converter.convert(node.astext(), display=display)
-    except Exception as error:
-        logger.warning("formula %r: %s", node.astext(), error, location=node)
-        return f"<code>{escape(node.astext())}</code>"
+    return visit
 
 
 def parameter_comments(app, what, name, obj, options, lines):
@@ -57,7 +51,5 @@ def parameter_comments(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    app.add_html_math_renderer(
-        "mathml", (lambda self, node: mathml(self, node, False), None), (lambda self, node: mathml(self, node, True), None)
-    )
+    app.add_html_math_renderer("mathml", (formula("inline"), None), (formula("block"), None))
     app.connect("autodoc-process-docstring", parameter_comments)

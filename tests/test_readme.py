@@ -1,4 +1,4 @@
-"""Every figure in the tables of the README stands in the committed outputs of the notebook that the row names."""
+"""Every figure of the README and of the page about speed stands in the committed outputs of the notebook that it names."""
 
 import ast
 import re
@@ -102,8 +102,14 @@ def figures(readme):
                         yield row[0], cell, tuple(above)
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FIGURES = list(figures(README))
+def told():
+    "The README and the page about speed, with links as seen from the top."
+    page = nbformat.read(ROOT / "nbs" / "speed.ipynb", as_version=4)
+    linked = re.sub(r"\]\((?=\w+/)", "](nbs/", "\n\n".join(cell.source for cell in page.cells))
+    return (ROOT / "README.md").read_text(encoding="utf-8") + "\n\n" + linked
+
+
+FIGURES = list(figures(told()))
 
 
 def test_the_readme_has_figures_to_check():
@@ -133,43 +139,21 @@ def test_the_check_reads_figures_and_finds_those_that_are_wrong(tmp_path):
     assert together("+.20 [-.18, .22], 1,860 images/s, 9.1 [8e-3, 10] times") == ["+.20 [-.18, .22]", "1,860", "9.1 [8e-3, 10]"]
 
 
-# --- the table of results is that of the pages, verdict by verdict
+# --- the page of results is made from the pages that it lists
 
 
-def claims_of_the_readme():
-    "Page -> its rows of the README's table of results, as dictionaries."
-    found = {}
-    for _, tables in sections(README):
-        for head, rows in tables:
-            page = None
-            for row in rows if "verdict" in head else []:
-                page = next(iter(named_in(" ".join(row))), page)
-                found.setdefault(page.stem, []).append(dict(zip(head, row, strict=True)))
-    return found
-
-
-def claims_of_a_page(path):
-    "The rows of the table of verdicts in which a committed page ends."
-    outputs = [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
-    [table] = [t for o in outputs if 'class="verdict' in (t := o.get("data", {}).get("text/html", ""))]
-    cells = [re.findall("<t[hd].*?</t[hd]>", row) for row in table.split("<tr>")[1:]]
-    head, *rows = [[re.sub("<[^>]*>", " ", cell).strip() for cell in row] for row in cells]
-    return [dict(zip(head, row, strict=True)) for row in rows]
+def test_the_results_are_those_of_the_pages():
+    nb, found = nbformat.read(ROOT / "nbs" / "results.ipynb", as_version=4), {}
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, found)
+    outputs = [output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])]
+    committed = [data["text/markdown"] for data in outputs if "text/markdown" in data]
+    assert committed == [found["markdown"](found["table"]).data], "execute nbs/results.ipynb again"
+    assert {path.stem for path in PAGES} <= set(found["results"]) and all(found["results"].values())
 
 
 PAGES = sorted((ROOT / "nbs" / "reproductions").glob("*.ipynb"))
-
-
-@pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
-def test_the_results_are_those_of_the_page(path):
-    told, found = claims_of_the_readme()[path.stem], claims_of_a_page(path)
-    assert [row["verdict"] for row in told] == [row["verdict"] for row in found], "every claim, in the page's order"
-    for ours, theirs in zip(told, found, strict=True):
-        for column in ("ours", "baseline", "difference"):
-            known = [value for value, _ in numbers(next(v for k, v in theirs.items() if k.startswith(column)))]
-            said = list(numbers(ours[column]))
-            assert len(said) == len(known) and all(is_one_of(*n, [k]) for n, k in zip(said, known, strict=True)), (ours, theirs)
-        assert int(ours["seeds"]) == int(find(path.stem).scales["laptop"]["seeds"])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
