@@ -11,7 +11,7 @@ cfg = config["DEFAULT"]
 
 # The notebooks that the commands run or open travel inside the package.
 families = sorted(folder.name for folder in (here / "nbs" / "atlas").glob("[!._]*/"))
-kinds = ["reproductions", "benchmarks", "explore", *(f"atlas/{family}" for family in families)]
+kinds = ["course", "reproductions", "benchmarks", "explore", *(f"atlas/{family}" for family in families)]
 notebooks = {f"ssl_nb.notebooks.{kind.replace('/', '.')}": f"nbs/{kind}" for kind in kinds if (here / "nbs" / kind).is_dir()}
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
 

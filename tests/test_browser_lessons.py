@@ -15,7 +15,8 @@ def test_in_jupyterlab(lab, page, name):
     shutil.copy(lessons()[name], notebook)
     open_and_run(page, lab, notebook, wait=3 * WAIT)
     assert not page.get_by_text("Traceback").count()
-    drawn(page)
+    if not name.isdigit():  # about one widget, and not of the course
+        drawn(page)
     shoot(page, f"lesson_{name}_jupyterlab")
 
 
@@ -24,6 +25,7 @@ def test_in_voila(chromium, page, tmp_path, name):
     with voila(name, tmp_path) as server:
         page.goto(server.url("/"), timeout=3 * WAIT * 1000)
         page.locator("h1").first.wait_for(timeout=3 * WAIT * 1000)
-        assert drawn(page).get_attribute("aria-label")
+        if not name.isdigit():
+            assert drawn(page).get_attribute("aria-label")
         assert not page.get_by_text("Traceback").count() and not page.get_by_text("from ssl_nb").count()
         shoot(page, f"lesson_{name}_voila", whole=True)

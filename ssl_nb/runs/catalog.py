@@ -49,8 +49,9 @@ def notebooks(
     return found
 
 def lessons() -> dict[str, Path]:  # name -> file
-    "The notebooks that teach with widgets, by name."
-    return {path.stem: path for path in sorted((home() / "explore").glob("[!.0-9]*.ipynb"))}
+    "The lessons of the course by number, and the notebooks about one widget by name."
+    course = {str(int(path.stem[:2])): path for path in sorted((home() / "course").glob("[0-9][0-9]_*.ipynb"))}
+    return course | {path.stem: path for path in sorted((home() / "explore").glob("[!.0-9]*.ipynb"))}
 
 def find(
     name: str,  # as `ssl_nb list` prints it, or the path of a notebook
