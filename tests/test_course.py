@@ -78,3 +78,12 @@ def test_the_empty_answers_fail_and_the_solutions_pass(path):
         found, code = [], code.replace("from ssl_nb.teaching import check\n", "")
         exec(code, {**names(path), "check": lambda number, answer, found=found: found.append(check(number, answer))})
         assert [bool(outcome) for outcome in found] == [right], (code, found)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=IDS)
+def test_the_readme_lists_a_lesson_with_its_question_and_time(path):
+    top = cells(path, "markdown")[0].source
+    number, title = re.match(r"# (\d+) · (.*)", top).groups()
+    question, minutes = re.search(r"\*\*Question\.\*\* (.*)", top)[1], re.search(r"Reading time\*\*: (\d+)", top)[1]
+    readme = (path.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"| {number} | [{title}](nbs/course/{path.name}) | {question} | {minutes} min |" in readme
