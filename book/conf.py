@@ -17,6 +17,7 @@ html_math_renderer = "mathml"
 
 nb_execution_mode = "off"  # committed outputs are shown as they are
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # links in the outputs of cells, too
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = True
