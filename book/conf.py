@@ -28,6 +28,11 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 
 
+def myst_heading_slug_func(title):
+    "The anchor of a heading as JupyterLab makes it, so that links into a page work in both."
+    return title.replace(" ", "-")
+
+
 def formula(display):
     "A visitor that writes a formula as MathML, which browsers draw without a script and without a network."
 

@@ -19,9 +19,7 @@ def text(path):
 
 
 def anchor(heading):
-    """The anchor of a heading, as JupyterLab makes it: blanks become hyphens, and capitals stay.
-
-    MyST-NB makes the same with `myst_heading_anchors = 3` and `myst_heading_slug_func` set to this function (a dotted name in conf.py)."""
+    "The anchor of a heading, as JupyterLab and the book make it: blanks become hyphens, and capitals stay."
     return heading.replace(" ", "-")
 
 
