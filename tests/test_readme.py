@@ -17,7 +17,8 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 NAMED = {p.stem: p for p in (ROOT / "nbs" / "reproductions").glob("*.ipynb")}
 NAMED = {p.stem: p for p in (ROOT / "nbs" / "atlas").glob("*/*.ipynb")} | NAMED
 NAMED |= {f"benchmarks/{p.stem}": p for p in (ROOT / "nbs" / "benchmarks").glob("*.ipynb")}
-TEXT_COLUMNS = ("claim", "what", "protocol", "verdict", "command", "notebook", "question", "run time", "no.", "reading")  # say what, not how much
+# what these columns say is no result
+TEXT_COLUMNS = ("claim", "what", "protocol", "verdict", "command", "notebook", "question", "run time", "no.", "reading")
 
 # 1,860 or .828 or -1.03e-4, but not the numbers in names such as knn@20, CIFAR-10 or avx2
 NUMBER = re.compile(r"(?<![\w@.,-])([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(e[+-]?\d+)?(?![\w@])(?!\.\d)")
