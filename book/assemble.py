@@ -35,6 +35,11 @@ def page(path):
     return nb
 
 
+def anchor(title):
+    "The anchor of a heading as JupyterLab makes it, so that links into a page work in both."
+    return title.replace(" ", "-")
+
+
 def api(name):
     return f"# `ssl_nb.{name}`\n\n```{{eval-rst}}\n.. automodule:: ssl_nb.{name}\n   :members:\n   :imported-members:\n```\n"
 

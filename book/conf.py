@@ -1,6 +1,8 @@
 """Sphinx settings of the book. `make book` first runs `assemble.py`, then Sphinx on what it wrote."""
 
 import inspect
+import sys
+from pathlib import Path
 
 from docutils.nodes import SkipNode
 from fastcore.docments import docments
@@ -20,17 +22,14 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"  # links in the outputs of cells, too
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
+sys.path.insert(0, str(Path(__file__).parent))
+myst_heading_slug_func = "assemble.anchor"  # by name: Sphinx pickles its settings
 myst_links_external_new_tab = True
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 add_module_names = False
-
-
-def myst_heading_slug_func(title):
-    "The anchor of a heading as JupyterLab makes it, so that links into a page work in both."
-    return title.replace(" ", "-")
 
 
 def formula(display):
