@@ -57,7 +57,7 @@ def edit_distance_loss(
 # %% ../../nbs/objectives/10_discrepancy.ipynb #30f4b6b7
 @full_precision
 def discrepancy_margin(
-    original: Float[Tensor, "n d"],  # 2 or more: the others are what a graph is kept apart from
+    original: Float[Tensor, "n d"],  # 2 or more: each graph is compared with all others
     changed: Float[Tensor, "n k d"],
     *,
     margin: float = 5.0,  # in units of the embedding
@@ -68,7 +68,7 @@ def discrepancy_margin(
     if not 0 <= margin < math.inf: raise ValueError(f"margin is {margin}; give a finite distance of 0 or more.")
     _check(original, changed, 1)
     original, changed = gather_batch(original, changed)
-    if len(original) < 2: raise ValueError("the batch has 1 graph, and there is no other to keep it apart from; use a larger batch.")
+    if len(original) < 2: raise ValueError("the batch has 1 graph, but the loss compares different graphs; use a larger batch.")
     others = torch.linalg.vector_norm(original[:, None] - original, dim=2)[:, :, None]
     shortfall = (margin + _distances(original, changed)[:, None] - others).relu()  # (n, n, k)
     return shortfall[~torch.eye(len(original), dtype=torch.bool, device=original.device)].mean()

@@ -35,7 +35,7 @@ def unpatchify(
     rows, columns = grid or (round(t**0.5),) * 2
     if rows * columns != t or d % (patch * patch):
         raise ValueError(f"{t} patches of {d} numbers do not fill a grid of {rows} x {columns} with patches "
-                         f"of {patch} x {patch} pixels; say grid=(rows, columns)")
+                         f"of {patch} x {patch} pixels; pass grid=(rows, columns)")
     tiles = patches.reshape(n, rows, columns, patch, patch, d // (patch * patch))
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, rows * patch, columns * patch)
 

@@ -37,7 +37,7 @@ class MoCoQueue(nn.Module):
 
     def __init__(
         self,
-        size: int = 65536,  # keys remembered; ideally many batches
+        size: int = 65536,  # keys in the queue; ideally many batches
         dim: int = 128,  # d, the width of the embeddings
         *,
         temperature: float = 0.07,

@@ -20,7 +20,7 @@ def _cosine(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[Tensor, "
 @full_precision
 def negative_cosine(
     p: Float[Tensor, "n d"],  # predictions
-    z: Float[Tensor, "n d"],  # what they predict; the gradient goes through both, detach what is a target
+    z: Float[Tensor, "n d"],  # what they predict; the gradient flows into both, detach what is a target
 ) -> Tensor:  # scalar in [-1, 1]
     """Minus the mean cosine of matching rows (SimSiam, eq. 1). Its rows need no other rows: a batch of one
     is fine."""
@@ -35,9 +35,9 @@ def simsiam(
     z0: Float[Tensor, "n d"],  # embeddings of view 0, the targets of p1; detached here
     z1: Float[Tensor, "n d"],  # embeddings of view 1, the targets of p0; detached here
     *,
-    stop_gradient: bool = True,  # False lets targets learn too, and the network collapse
+    stop_gradient: bool = True,  # False: the targets get a gradient too, and the network collapses
 ) -> Tensor:  # scalar in [-1, 1]
-    """SimSiam: mean over both directions of the negative cosine to a target that does not learn (Chen & He
+    """SimSiam: mean over both directions of the negative cosine to a target without a gradient (Chen & He
     2021, eq. 2).
 
     A mean over the rows of this rank, so data-parallel averaging of gradients is exact without communication.

@@ -20,7 +20,7 @@ def _center_and_scale(z):
     squares = centered.square().sum(0)
     rounding = 8 * torch.finfo(z.dtype).eps * mean
     varies = squares > len(z) * rounding.square()
-    return centered, squares.where(varies, 1).rsqrt() * varies  # 1 / 0 behind a mask would still give a NaN gradient
+    return centered, squares.where(varies, 1).rsqrt() * varies  # 1 / 0 behind a mask would give a NaN gradient
 
 
 @full_precision
@@ -84,8 +84,8 @@ def barlow_twins(
 ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
     "How far the (gathered) cross-correlation is from the identity (Zbontar et al. 2021, eq. 1)."
     if not 0 <= lambda_ < math.inf:
-        raise ValueError(f"lambda_ is {lambda_}, but redundancy is to shrink; use a finite weight, not negative, such as "
-                         "the paper's 0.005")
+        raise ValueError(f"lambda_ is {lambda_}, but the weight of the redundancy must be finite and not negative; "
+                         "the paper has 0.005")
     z0, z1 = gather_batch(z0, z1)
     check_embeddings(z0, z1)
     redundancy, diagonal = _CorrelationSums.apply(z0, z1)

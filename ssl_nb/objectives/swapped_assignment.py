@@ -39,7 +39,7 @@ def sinkhorn(
     scores: Float[Tensor, "n k"],  # of n embeddings with k prototypes
     *,
     epsilon: float = 0.05,  # entropy: small for sharp codes, large for even ones
-    iterations: int = 3,  # turns of columns, then rows
+    iterations: int = 3,  # each scales the columns, then the rows
 ) -> Float[Tensor, "n k"]:  # rows sum to 1; columns tend to n / k
     """Codes that follow the scores and use all prototypes equally over the joined batch (SwAV, eq. 3-4),
     without gradient.
@@ -84,7 +84,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
 @full_precision
 def swapped_cross_entropy(
-    scores: Sequence[Float[Tensor, "n k"]],  # of every view; the gradient goes here
+    scores: Sequence[Float[Tensor, "n k"]],  # of every view; these get the gradient
     targets: Mapping[int, Float[Tensor, "n k"]],  # view -> distributions (rows sum to 1); constants
     temperature: float,
 ) -> Tensor:
@@ -142,7 +142,7 @@ def swav(
 
 # %% ../../nbs/objectives/06_swapped_assignment.ipynb #9db59b5c
 class Scheduled(nn.Module):
-    "A module that knows how far training is: `after_step(progress)` tells it, and its state remembers."
+    "A module that depends on the progress of training: `after_step(progress)` sets it, and the state contains it."
 
     def __init__(self):
         super().__init__()

@@ -43,8 +43,8 @@ class _SecondMoments(torch.autograd.Function):
 # %% ../../nbs/objectives/04_variance_covariance.ipynb #5dcd45ef
 def _hinge(squares, n, eps):
     if not 0 < eps < math.inf:
-        raise ValueError(f"eps is {eps}, but without it the gradient of the root is NaN for a constant dimension; use a "
-                         "positive one, such as the paper's 1e-4")
+        raise ValueError(f"eps is {eps}, but with 0 the gradient of the root is NaN for a constant dimension; use a "
+                         "positive and finite one, such as the paper's 1e-4")
     return F.relu(1 - (squares / (n - 1) + eps).sqrt()).mean()
 
 
@@ -96,8 +96,8 @@ def vicreg(
     """
     weights = (invariance, variance, covariance)
     if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise ValueError(f"the weights are {weights}, but each term is to shrink; use finite weights, none negative and not "
-                         "all zero, such as the authors' 25, 25 and 1")
+        raise ValueError(f"the weights are {weights}, but they must be finite, none negative and not all zero; "
+                         "the authors have 25, 25 and 1")
     z0, z1 = _gathered(z0, z1)
     agreement = F.mse_loss(z0, z1)  # first here, so last in backward, when the others' memory is free again
     (squares0, off0), (squares1, off1) = _SecondMoments.apply(z0), _SecondMoments.apply(z1)

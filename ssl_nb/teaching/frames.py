@@ -11,6 +11,14 @@ import html
 import io
 
 
+def _with_palette(png: io.BytesIO) -> bytes:
+    "The same picture in at most 256 colors, a third of the bytes: a page holds one picture for each position of the slider."
+    from PIL import Image
+    small = io.BytesIO()
+    Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
 def _picture(made) -> str:
     "An <img> tag from a matplotlib figure, a `Drawing` or the bytes of a PNG."
     if hasattr(made, "svg"): kind, content = "svg+xml", made.svg.encode()
@@ -18,7 +26,7 @@ def _picture(made) -> str:
     else:
         kind, buffer = "png", io.BytesIO()
         made.savefig(buffer, format="png", bbox_inches="tight")
-        content = buffer.getvalue()
+        content = _with_palette(buffer)
     return f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}"'
 
 

@@ -18,7 +18,7 @@ def _(answer):
     expect(abs(spread - 1 / 8) > 1e-6, "1/8 is the standard deviation. The spread is in units of 1/sqrt(64).")
     expect(abs(rank - 2) > 1e-6, "Two points, but how many directions? All rows of Z are multiples of one vector.")
     expect(abs(spread) > 1e-6, "The points are not equal: each number is 1/8 for one half of the images and -1/8 for the other.")
-    expect((spread, rank) == (1.0, 1.0), "What are the mean and the standard deviation of one entry? How many singular values of Z are not 0?")
+    expect(abs(spread - 1) < 1e-3 and abs(rank - 1) < 1e-3, "What are the mean and the standard deviation of one entry? How many singular values of Z are not 0?")
 
 # %% ../../nbs/teaching/lesson05.ipynb #056e5c78
 @exercise("05.2")

@@ -9,7 +9,7 @@ __all__ = ['reading_minutes']
 import re
 from pathlib import Path
 
-_FOLDED = re.compile(r"<details>.*?</details>", re.DOTALL)
+_UNREAD = re.compile(r"<details>.*?</details>|(?<=\])\([^)]*\)", re.DOTALL)  # folded text, and where a link leads
 _FIGURES = ("image/png", "image/svg+xml", "text/html")
 
 
@@ -18,7 +18,7 @@ def reading_minutes(path: str | Path) -> float:
     import nbformat
     words = lines = figures = 0
     for cell in nbformat.read(Path(path), 4).cells:
-        if cell.cell_type == "markdown": words += len(re.findall(r"\w+", _FOLDED.sub("", cell.source)))
+        if cell.cell_type == "markdown": words += len(re.findall(r"\w+", _UNREAD.sub("", cell.source)))
         elif cell.cell_type == "code":
             lines += sum(bool(line.strip()) for line in cell.source.splitlines())
             figures += sum(any(kind in output.get("data", {}) for kind in _FIGURES) for output in cell.outputs)
