@@ -77,14 +77,14 @@ def image_grid(
     for i in range(n):
         left, top = i % columns * (w + right) - 0.5, i // columns * (h + below) - 0.5
         if titles is not None:
-            ax.text(left + w / 2, top - 0.03 * pixels, str(titles[i]), ha="center", va="bottom", fontsize=8)
+            ax.text(left + w / 2, top - 0.03 * pixels, str(titles[i]), ha="center", va="bottom", fontsize=9)
         if colors is not None: _rectangle(ax, left, top, (0, 0, w, h), colors[i], 2.5)
         if boxes is not None:
             for j, box in enumerate(torch.as_tensor(boxes[i]).reshape(-1, 4).tolist()):
                 _rectangle(ax, left, top, box, 1 + j, 1.5)
     for row, title in enumerate(row_titles if row_titles is not None else ()):
         middle = row * (h + below) + h / 2
-        ax.text(-1.5 - 0.04 * pixels, middle, str(title), ha="right", va="center", fontsize=8)
+        ax.text(-1.5 - 0.04 * pixels, middle, str(title), ha="right", va="center", fontsize=9)
     plt.close(fig)  # or a notebook shows it twice: as pyplot's open figure and as the cell's value
     return fig
 
