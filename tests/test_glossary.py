@@ -69,3 +69,8 @@ def test_links_to_the_glossary_lead_to_a_term(path):
     for target, fragment in re.findall(r"\]\(([^)#]*glossary\.ipynb)(?:#([^)]*))?\)", text(path)):
         assert (path.parent / target).resolve() == GLOSSARY, target
         assert not fragment or fragment in anchors, f"the glossary has no term #{fragment}"
+
+
+@pytest.mark.parametrize("path", sorted(GLOSSARY.parent.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_a_lesson_links_its_terms_to_the_glossary(path):
+    assert len(set(re.findall(r"\]\(glossary\.ipynb#([^)]+)\)", text(path)))) >= 10
