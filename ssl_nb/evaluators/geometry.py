@@ -138,7 +138,7 @@ def _cone_projection(points: Float[Tensor, "p k"],  # generators of the cone
     return weights
 
 def _pivot(gram: Float[Tensor, "p p"], target: Float[Tensor, "n p"], rounds: int = 30):
-    "Weights a >= 0 with gram a - target >= 0 and 0 where that is positive, and whether each draw has settled."
+    "Weights a >= 0 with gram a - target >= 0 and 0 where that is positive, and whether each draw has converged."
     weights, positive = torch.zeros_like(target), torch.zeros_like(target, dtype=torch.bool)
     tolerance = 1e-10 * target.abs().amax(1, keepdim=True)
     settled, todo = positive.any(1), torch.arange(len(target), device=target.device)

@@ -11,6 +11,7 @@ from .exercises import exercise, expect
 # %% ../../nbs/teaching/lesson12.ipynb #5642d36a
 @exercise("12.1")
 def _(alpha):
+    expect(isinstance(alpha, (int, float)), "Give α as a number, such as 0.05.")
     expect(alpha != 0.05, "That is the level of a study with one claim, and of the last claim that is left.")
     expect(alpha not in (0.99, 0.95), "That is the level of the interval, 1 − α.")
     expect(alpha != 0.25, "Divide 0.05 by the number of claims.")
@@ -31,7 +32,7 @@ def _(matches):
 def _(decided):
     found = list(decided([0.03, 0.001, 0.02]))
     expect(len(found) == 3, "Return one value for each claim.")
-    expect(found != [True, True, True] or decided([0.04, 0.04, 0.04]) != [True] * 3, "Each claim is judged at 0.05 here. The first of three is judged at 0.05 / 3.")
+    expect(found != [True, True, True] or list(decided([0.04, 0.04, 0.04])) != [True] * 3, "Each claim is judged at 0.05 here. The first of three is judged at 0.05 / 3.")
     expect(found != [False, True, False], "All claims are judged at 0.05 / 3 here. After each decided claim, one claim fewer is left.")
     expect(found == [True, True, True], "0.001 ≤ 0.05 / 3, then 0.02 ≤ 0.05 / 2, then 0.03 ≤ 0.05: all three are decided. Sort first, and return the values in the order given.")
     stopped = list(decided([0.03, 0.001, 0.04]))
