@@ -123,7 +123,8 @@ def two_branches(
             d.arrow(head.right, q.left)
             head = q
         d.arrow(head.right, (compare.left[0], 115 + (-12, 12)[row]), stop=bool(row and stop_gradient))
-    if teacher: d.arrow((292, 79), (292, 151), "average", dash=True, color=FADED)
+    if teacher:  # the teacher has an encoder and a projector of its own
+        d.arrow((292, 79), (292, 151), "average", dash=True, color=FADED).arrow((434, 79), (434, 151), dash=True, color=FADED)
     else: d.text(292, 115, "same weights", size=13, color=FADED)
     if stop_gradient: d.text((head.right[0] + compare.left[0]) / 2 + 8, 206, "stop-gradient", size=13, color=PALETTE[3])
     return d
