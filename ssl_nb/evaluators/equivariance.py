@@ -17,9 +17,9 @@ from .scores import Score, accumulator, bootstrap, check_features, check_labels,
 def equivariance_r2(z0: Float[Tensor, "n d"],
                     z1: Float[Tensor, "n d"],  # the same objects, transformed
                     parameters: Float[Tensor, "n p"],  # of the transformation; angles as (cos, sin)
-                    objects: Int[Tensor, " n"] | None = None,  # which object; None: each row its own
+                    objects: Int[Tensor, " n"] | None = None,  # the object of each row; None: each row is an object
                     kind: str = "linear",  # "linear" (ridge) or "mlp"
-                    average: str = "columns",  # the mean of each parameter's R2, or "sie": one R2 of all entries around one scalar mean
+                    average: str = "columns",  # mean of the R2 of each parameter; "sie": one R2 of all entries around one scalar mean
                     seed: int = 0,  # of the split and the network
                     test_fraction: float = 0.25,  # of the objects
                     strengths=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0),  # of the ridge, per row of standardized features
@@ -27,9 +27,9 @@ def equivariance_r2(z0: Float[Tensor, "n d"],
     """R2 of transformation parameters from [z0, z1] on held-out objects (Garrido et al. 2023); at most 1.
 
     `average="columns"`: the mean over parameters of their R2, as scikit-learn's `r2_score`. `average="sie"`: the formula of SIE's
-    code, which compares with one scalar mean of all entries and so is higher where parameters have different means. The
-    interval is a bootstrap over held-out objects. `notes`: `each` parameter's R2, the numbers of objects, and the strength chosen on training objects. Raises `ValueError` for fewer than 8 objects, or a
-    parameter that does not vary.
+    code, which compares with one scalar mean of all entries and is therefore higher if parameters have different means. The
+    interval is a bootstrap over held-out objects. `notes`: R2 of `each` parameter, the numbers of objects, and the strength
+    chosen on training objects. Raises `ValueError` for fewer than 8 objects, or a parameter that does not vary.
     """
     if kind not in ("linear", "mlp"): raise ValueError(f"kind={kind!r} is unknown; known are 'linear' and 'mlp'.")
     if average not in _AVERAGES: raise ValueError(f"average={average!r} is unknown; known are 'columns' and 'sie'.")
@@ -78,7 +78,7 @@ def _standardize(x, train) -> Tensor:
     return torch.where(std > 4 * torch.finfo(x.dtype).eps * x[train].abs().amax(0), (x - mean) / std, 0)
 
 def _sums_by_object(y, predicted, groups, center) -> np.ndarray:  # (objects, 4, p)
-    "What R2 needs, added up over the views of each object: squared error, y, y squared, and the number of views."
+    "Sums over the views of each object, for R2: squared error, y, y squared, and the number of views."
     error, y = (y - predicted).square(), y - center  # centered: squares of large values would cancel
     parts = torch.stack([error, y, y.square(), torch.ones_like(y)], 1)
     inverse = groups.unique(return_inverse=True)[1]
@@ -99,7 +99,7 @@ _AVERAGES = {"columns": lambda sums: float(_r2_of_columns(sums).mean()), "sie": 
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #33fcae2a
 def _ridge_path(x, y, strengths) -> list[Tensor]:
-    "Ridge weights (d p) for each strength, times the rows, by the smaller Gram matrix."
+    "Ridge weights (d p) for each strength (multiplied by the number of rows), from the smaller Gram matrix."
     n, d = x.shape
     s, v = torch.linalg.eigh(x.T @ x if n >= d else x @ x.T)
     s, along = s.clamp(min=0)[:, None], v.T @ (x.T @ y if n >= d else y)
@@ -107,7 +107,7 @@ def _ridge_path(x, y, strengths) -> list[Tensor]:
     return weights if n >= d else [x.T @ w for w in weights]
 
 def _fit_ridge(x, y, groups, strengths, seed):
-    "A function that predicts, and the strength of least squared error over five folds of objects."
+    "A function that predicts, and the strength with the least squared error over five folds of objects."
     if min(strengths) <= 0: raise ValueError(f"strengths={strengths} must be positive.")
     x, y = x.to(accumulator(x)), y.to(accumulator(x))
     fold = _folds(groups, 5, seed)
@@ -129,7 +129,7 @@ def _folds(groups, count: int, seed: int) -> Int[Tensor, " n"]:
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #8e45b033
 def _fit_mlp(x, y, groups, seed, width: int = 128, epochs: int = 200, patience: int = 20):
-    "A function that predicts, and the epoch it is from."
+    "A function that predicts, and the epoch of its weights."
     valid = _folds(groups, 5, seed) == 0
     x, y = x.float(), y.float()
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.enable_grad():
@@ -152,7 +152,7 @@ def _fit_mlp(x, y, groups, seed, width: int = 128, epochs: int = 200, patience: 
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #5af27717
 @measured
-def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says of each transformed view
+def equivariance_rank(predicted: Float[Tensor, "n d"],  # the prediction of each transformed view
                       targets: Float[Tensor, "n d"],  # the embedding of that view, in the same order
                       objects: Int[Tensor, " n"] | None = None,  # candidates: targets of the same object; None: all
                       metric: str = "cosine",  # SIE's; or "euclidean"
@@ -160,7 +160,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
     """Mean reciprocal rank and H@1 of the true view among those of its object (SIE, Garrido et al. 2023).
 
     Ties count by their expectation in random order, so that equal targets give chance, which is in `notes`. Intervals
-    as those of `mean_score`, over objects (over rows if there is one); `Score.samples` has a value for each row.
+    are those of `mean_score`, over objects (over rows if there is one object). `Score.samples` has a value for each row.
     """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric={metric!r} is unknown; known are 'cosine' and 'euclidean'.")
@@ -182,7 +182,7 @@ def equivariance_rank(predicted: Float[Tensor, "n d"],  # what a predictor says 
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #bf1d3991
 def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    "For each row, candidates nearer to the prediction than the true one, and as near (itself counted)."
+    "For each row, the number of candidates nearer to the prediction than the true one, and as near (including itself)."
     better, equal = torch.zeros_like(groups), torch.zeros_like(groups)
     for rows in groups.argsort().split(sizes.tolist()):
         for part in torch.arange(len(rows), device=p.device).split(max(1, 2 ** 22 // (len(rows) * p.shape[1]))):
@@ -190,7 +190,6 @@ def _count_better(p, t, groups, sizes) -> tuple[Int[Tensor, " n"], Int[Tensor, "
             true = distance.gather(1, part[:, None])
             better[rows[part]], equal[rows[part]] = (distance < true).sum(1), (distance == true).sum(1)
     return better, equal
-
 
 # %% ../../nbs/evaluators/09_equivariance.ipynb #ba0c2f0c
 def factor_r2(
@@ -202,7 +201,7 @@ def factor_r2(
 ) -> Score:  # at least 0, with a bootstrap interval over test images, or over their groups
     """R2, on the test split, of a ridge regression from features to a factor; the mean over the factor's columns.
 
-    Raises `ValueError` for a factor with a column that does not vary in either split, where R2 is not defined.
+    Raises `ValueError` if a column of the factor does not vary in one of the splits, because R2 is then not defined.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline

@@ -39,7 +39,7 @@ class Patches:
     ) -> Tokens:  # x (n, t, values) floats; place (t, k) is the index in the grid
         """Tokens of the input. Bytes become floats in [0, 1].
 
-        Of a `Ragged` column, `real` marks the tokens that hold at least one value of the row. Raises ValueError for a size
+        Of a `Ragged` column, `real` marks the tokens that contain at least one value of the row. Raises ValueError for a size
         that does not fit the input."""
         if isinstance(x, Ragged): return self._ragged(x)
         x = _channels_first(_floats(x), self.channels)
@@ -84,7 +84,7 @@ class Patches:
 def _floats(x: Tensor) -> Tensor:
     "Bytes as floats in [0, 1]; floats as they are."
     if x.dtype == torch.uint8: return x.float() / 255
-    if not x.is_floating_point(): raise ValueError(f"Patches wants bytes or floats, got {x.dtype}; convert the input, such as x.float().")
+    if not x.is_floating_point(): raise ValueError(f"Patches needs bytes or floats, got {x.dtype}; convert the input, such as x.float().")
     return x
 
 def _padded(column: Ragged, step: int, channels: int) -> tuple[Tensor, Tensor]:

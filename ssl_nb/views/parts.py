@@ -92,10 +92,10 @@ def random_jitter(
 # %% ../../nbs/views/03_parts.ipynb #f4d08228
 @dataclass(frozen=True)
 class Part:
-    """A random operation. Of your own: subclass it as a frozen dataclass and write `draw` and `apply`.
+    """A random operation. For a part of your own, subclass it as a frozen dataclass and write `draw` and `apply`.
 
     `apply` must not change its input. Every tensor of `draw` has a row for each image."""
-    p: float = field(default=1.0, kw_only=True)  # chance that an image is touched
+    p: float = field(default=1.0, kw_only=True)  # chance that an image is changed
 
     def __post_init__(self):
         if not 0 <= self.p <= 1: raise ValueError(f"{self!r}: p is a chance, give a number from 0 to 1.")
@@ -113,7 +113,7 @@ class Part:
         return shape
 
     def facts(self, *parameters: Tensor) -> dict[str, Tensor]:
-        "What of the parameters a method may want to know, by name; each (n, ...)."
+        "Parameters that a method may use, by name; each (n, ...)."
         return {}
 
 # %% ../../nbs/views/03_parts.ipynb #69d6c6db
@@ -324,7 +324,7 @@ def _views(recipe, copies, batch, generator):
     return [View(view, facts=_facts(plan, k, copies)) for k, view in enumerate(views)]
 
 def _facts(plan, k, copies):
-    "The facts of the parts that touch every image, for view k: row i of a fact is for image i."
+    "The facts of the parts that change every image, for view k: row i of a fact is for image i."
     return {name: value[k::copies] for part, (chosen, *parameters) in plan if chosen is None for name, value in part.facts(*parameters).items()}
 
 # %% ../../nbs/views/03_parts.ipynb #64aa910c
