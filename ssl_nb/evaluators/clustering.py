@@ -16,7 +16,7 @@ from .scores import Score, check_features, check_labels, measured, seed_score
 def match_clusters(found: Int[Tensor, " n"],  # cluster of each row
                    labels: Int[Tensor, " n"],
                   ) -> float:
-    "Accuracy under the best matching of clusters to classes, one to one (Kuhn 1955)."
+    "Accuracy under the best one-to-one matching of clusters to classes (Kuhn 1955)."
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
     found = check_labels(found, len(found), "clusters").cpu().numpy()
@@ -29,13 +29,13 @@ def match_clusters(found: Int[Tensor, " n"],  # cluster of each row
 def clustering(features: Float[Tensor, "n d"],
                labels: Int[Tensor, " n"],
                clusters: int | None = None,  # None: as many as there are classes
-               seeds: int = 5,  # runs of k-means, each from its own start (k-means++)
+               seeds: int = 5,  # runs of k-means, each from a different start (k-means++)
               ) -> dict[str, Score]:  # "nmi", "ari" and "accuracy"
     """Agreement of k-means clusters with labels: normalized mutual information, adjusted Rand index, matched accuracy.
 
-    Means over starts of k-means, with Student's t interval over these (none where all starts agree): it says nothing about other examples. On the CPU, by
-    scikit-learn. `notes`: inertia of each start; `samples` pairs two encoders start by start. Raises `ValueError` for one class, and for more
-    clusters than different rows.
+    Means over starts of k-means, with Student's t interval over starts (none if all starts agree). The interval does not cover
+    other examples. Runs on the CPU, by scikit-learn. `notes`: inertia of each start; `samples` pairs two encoders start by
+    start. Raises `ValueError` for one class, and for more clusters than different rows.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -47,7 +47,7 @@ def clustering(features: Float[Tensor, "n d"],
     if seeds < 1: raise ValueError(f"seeds={seeds} must be 1 start or more; 5 give an interval.")
     runs = []
     for seed in range(seeds):
-        with warnings.catch_warnings():  # it warns of too few different rows; we raise
+        with warnings.catch_warnings():  # scikit-learn warns of too few different rows; we raise an error
             warnings.simplefilter("ignore")
             fitted = KMeans(count, n_init=1, random_state=seed).fit(x)
         different = len(np.unique(fitted.labels_))

@@ -21,8 +21,9 @@ def multilabel_auc(
 ) -> Score:
     """Macro AUC: the mean over labels of the area under the ROC curve, ties half, with its interval over examples.
 
-    The interval is a bootstrap of the values whose mean has the variance of DeLong et al. (1988); there is none where each label is separated fully.
-    `Score.notes["each"]` has the AUC of each label. Raises `ValueError` for labels other than 0 and 1, and for a label that all examples have or none has."""
+    The interval is a bootstrap of the values whose mean has the variance of DeLong et al. (1988). There is none if each label is
+    separated fully. `Score.notes["each"]` has the AUC of each label. Raises `ValueError` for labels other than 0 and 1, and for
+    a label that all examples have or none has."""
     s, y = _checked(scores, labels)
     placed, size = _placements(s, y), np.stack([(~y).sum(0), y.sum(0)])
     each = np.where(y, placed, 0).sum(0) / size[1]
@@ -69,13 +70,13 @@ def multilabel_probe(
     train_labels: Bool[Tensor, "n c"],  # or numbers 0 and 1
     test_features: Float[Tensor, "q d"],
     test_labels: Bool[Tensor, "q c"],
-    l2: float | None = None,  # of all labels; None: for each label the best of `strengths` on training rows that are held out
+    l2: float | None = None,  # for all labels; None: for each label the best of `strengths` on held-out training rows
     strengths=STRENGTHS,
-    seed: int = 0,  # of the rows held out
+    seed: int = 0,  # for the choice of the held-out rows
 ) -> Score:
     """Macro AUC on test of a linear probe for each label, with its interval over test examples.
 
-    Raises `ValueError` as `multilabel_auc` does, for training labels too, and for features of different widths."""
+    Raises the errors of `multilabel_auc`, also for training labels, and `ValueError` for features of different widths."""
     x, test = check_features(train_features, name="train_features", min_rows=2), check_features(test_features, name="test_features", min_rows=2)
     check_widths(x, test, "train_features", "test_features")
     y, truth = _columns(train_labels, len(x), "train_labels"), _columns(test_labels, len(test), "test_labels")
