@@ -187,12 +187,12 @@ def shape_sensitivity(encoder: nn.Module | Callable | Sequence,  # images -> (n,
     """
     if isinstance(encoder, (tuple, list)):
         if images is not None or len(encoder) != 3:
-            raise ValueError(f"{len(encoder)} sets of features were given" + (" beside images" * (images is not None))
+            raise ValueError(f"{len(encoder)} sets of features were given" + (" together with images" * (images is not None))
                              + "; pass three, (a, b, odd), and no images.")
         return mean_score(odd_one_out(*encoder), "dist odd-one-out (features)", chance=1 / 3)
     if odd not in ("disrupted", "original"): raise ValueError(f"odd={odd!r} must be 'disrupted' or 'original'.")
     if trials < 1: raise ValueError(f"trials={trials} must be 1 or more.")
-    if images is None: raise ValueError("an encoder needs images (n, channels, height, width) beside it.")
+    if images is None: raise ValueError("an encoder needs images= of shape (n, channels, height, width).")
     generator, found = torch.Generator().manual_seed(seed), []
     original, copy = _features(encoder, images), None if odd == "original" else _features(encoder, positive(images))
     for _ in range(trials):

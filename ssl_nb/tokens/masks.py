@@ -66,7 +66,7 @@ def _hidden(ratio: float, t: int, real: Tensor | None) -> int | Tensor:
 
 
 def _highest(score: Tensor, hidden: int | Tensor, real: Tensor | None) -> Bool[Tensor, "n t"]:
-    "True for the tokens with the highest scores, `hidden` in each row; padding has none."
+    "True for the tokens with the highest scores, `hidden` in each row; False for padding."
     if real is not None:
         score = score.masked_fill(~real, torch.finfo(score.dtype).min if score.is_floating_point() else torch.iinfo(score.dtype).min)
     return score.argsort(1).argsort(1) >= score.shape[1] - hidden
@@ -305,7 +305,7 @@ def connected_mask(
 ) -> Bool[Tensor, "n t"]:  # True = hidden
     """Hide connected groups of tokens (GMML, Atito et al. 2022), for patches of a grid or nodes of a graph.
 
-    Groups may meet, and a group goes on in another component if its own is used up. Raises ValueError for fewer than one group."""
+    Groups may meet, and a group continues in another component if its own has no more nodes. Raises ValueError for fewer than one group."""
     layout = _layout(tokens, generator) if edges is not None else _in_grid(tokens, generator)
     if groups < 1: raise ValueError(f"groups is {groups}; grow 1 group or more.")
     hidden, shape = _hidden(ratio, layout.t, layout.real), (layout.n, layout.t)

@@ -14,7 +14,7 @@ from .view import View, ViewMaker
 class VerticalPartition(ViewMaker):
     """Views of a table with different columns: `views(batch, generator)` gives Tokens of each part.
 
-    Facts are columns (n, t_i). Raises ValueError for less than two parts or an overlap outside of [0, 1], and, with the first batch, for
+    Facts are columns (n, t_i). Raises ValueError for fewer than two parts or an overlap outside of [0, 1], and, with the first batch, for
     fewer columns than parts."""
 
     def __init__(
@@ -26,7 +26,7 @@ class VerticalPartition(ViewMaker):
         shuffle: bool = False,  # draw the order of the columns for each batch
         column: str | None = None,  # of a split that it reads; None: the input
     ):
-        vertical_partitions(max(parts, 2) if parts > 1 else 2, parts, overlap)  # refuses bad values before the first batch
+        vertical_partitions(max(parts, 2) if parts > 1 else 2, parts, overlap)  # raises an error for bad values before the first batch
         self.tokenizer, self.parts, self.overlap, self.shuffle, self.column = tokenizer, parts, overlap, shuffle, column
 
     def make(self, x, generator=None):

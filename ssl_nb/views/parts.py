@@ -58,7 +58,7 @@ def random_boxes(
     found = fits.any(1)
     tall, wide = _first(tall, wide, fits, whole)
     boxes = _place(tall, wide, height, width, generator)
-    boxes[:, 0] = torch.where(found, boxes[:, 0], (height - tall).div(2).floor())  # the way out is centered
+    boxes[:, 0] = torch.where(found, boxes[:, 0], (height - tall).div(2).floor())  # the fallback box is centered
     boxes[:, 1] = torch.where(found, boxes[:, 1], (width - wide).div(2).floor())
     return boxes
 
@@ -176,7 +176,7 @@ class Grayscale(Part):
 
 @dataclass(frozen=True)
 class Flip(Part):
-    "Mirror left to right; `Crop` has its own."
+    "Mirror left to right; `Crop` has its own option `flip`."
     p: float = field(default=0.5, kw_only=True)
     def apply(self, images): return images.flip(-1)
 
@@ -262,7 +262,7 @@ def _workers(threads):
     pool = ThreadPoolExecutor(threads, "views", start)
     for _ in range(threads): pool.submit(int)  # one thread is started for each
     ready.wait()
-    torch.set_num_threads(threads)  # what threads started from now on take over from the last call
+    torch.set_num_threads(threads)  # threads started later inherit the number of the last call
     return pool
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not survive a fork

@@ -104,9 +104,9 @@ def handwriting(
 # %% ../../nbs/views/04_presets.ipynb #9abd8398
 def create(
     name: str,  # one of `names()`
-    **knobs,  # `size`, and what the function of that name takes
+    **knobs,  # `size`, and the options of the function of that name
 ) -> Views:
-    "A published view maker by name. Raises ValueError for an unknown name or knob, with the nearest known one."
+    "A published view maker by name. Raises ValueError for an unknown name or option, with the nearest known one."
     if "size" not in knobs and name in presets and "size" in inspect.signature(presets[name]).parameters:
         raise ValueError(f"Views {name!r} need a size: create({name!r}, size=32), pixels of a view.")
     return presets.call(name, **knobs)
