@@ -31,7 +31,7 @@ class Ragged:
     def of(cls, rows: Iterable[Tensor]) -> "Ragged":
         "From one tensor (length, ...) for each row; at least one row."
         rows = [torch.as_tensor(row) for row in rows]
-        if not rows: raise ValueError("Ragged.of wants at least one row, so that it knows the type; got none.")
+        if not rows: raise ValueError("Ragged.of wants at least one row, to determine the type; got none.")
         return cls(torch.cat(rows), torch.tensor([len(row) for row in rows]))
 
     def __len__(self): return len(self.lengths)

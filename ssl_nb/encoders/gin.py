@@ -32,7 +32,7 @@ class GIN(Encoder):
         *,
         embed_dim: int = 128,
         depth: int = 4,
-        pooling: str = "mean",  # over nodes: "mean" or "sum", which also knows how many nodes there are
+        pooling: str = "mean",  # over nodes: "mean" or "sum"; a sum also depends on the number of nodes
     ):
         from torch_geometric.nn import GINConv, GINEConv
 

@@ -27,7 +27,7 @@ from ..registry import Registry
 # %% ../../nbs/evaluators/11b_catalog.ipynb #38d030f3
 @dataclass(frozen=True)
 class Evaluator:
-    "What the suite knows of an evaluator. `evaluators.register(name, Evaluator(...))` adds one."
+    "What the suite needs to know about an evaluator. `evaluators.register(name, Evaluator(...))` adds one."
     ask: Callable  # Asked -> a Score, or a list or dictionary of them
     better: str | None = None  # "higher", "lower" or None
     needs_labels: bool = False

@@ -242,7 +242,7 @@ def _seed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, floa
     "Student's t interval of the mean; None for one value, or equal values."
     count, mean = len(values), values.mean()
     if count < 3:
-        warnings.warn(f"{count} seed{'s' * (count > 1)}: too few to know their scatter; run 3 or more, better 5.", stacklevel=3)
+        warnings.warn(f"{count} seed{'s' * (count > 1)}: too few to estimate their spread; run 3 or more, better 5.", stacklevel=3)
     if count < 2 or (values == values[0]).all(): return None
     half = _student_t(count - 1, level) * values.std(ddof=1) / math.sqrt(count)
     return float(mean - half), float(mean + half)

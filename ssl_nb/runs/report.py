@@ -140,7 +140,7 @@ def output(
     return _text(plain(data["text/plain"])) if "text/plain" in data else ""
 
 def _alt(out, kind):
-    "The text that a picture carries for who cannot see it."
+    "The alternative text of a picture."
     return html.escape(out.get("metadata", {}).get(kind, {}).get("alt", ""), quote=True)
 
 def _text(text, kind="", label="text"):

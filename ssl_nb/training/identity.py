@@ -30,7 +30,7 @@ _CHANGING = {*vars(nn.Module()), "training", "progress"}  # torch's own attribut
 def _plain(value): return isinstance(value, _PLAIN) or isinstance(value, (list, tuple)) and all(map(_plain, value))
 
 def _describe(found, seen, path, value):
-    if isinstance(value, list): value = tuple(value)  # JSON knows lists only
+    if isinstance(value, list): value = tuple(value)  # JSON has lists only
     if isinstance(value, np.generic): value = value.item()
     if _plain(value):
         found[path] = repr(value)
