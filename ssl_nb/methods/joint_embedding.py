@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['simclr', 'moco', 'barlow_twins', 'vicreg', 'make_predictor', 'byol', 'simsiam', 'swav', 'dino', 'JointEmbedding']
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je002
+# %% ../../nbs/methods/03_joint_embedding.ipynb #e92837ef
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from .method import Method, Step, default_views, loss_and_parts, mlp, register
 from .teacher import Teacher
 from ..views.view import View
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je012
+# %% ../../nbs/methods/03_joint_embedding.ipynb #1c723bbd
 @register(
     "simclr", summary="pull two views of an image together, push all other images of the batch away",
     paper="Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1",
@@ -29,7 +29,7 @@ def simclr(encoder, *, temperature=0.2, projector=(256, 128), views=None):
     return JointEmbedding(encoder, lambda p, _: objectives.nt_xent(*p, temperature=temperature),
                           projector=projector, views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je013
+# %% ../../nbs/methods/03_joint_embedding.ipynb #49561a9a
 @register(
     "moco", summary="contrast against a queue of keys that a slowly moving encoder made",
     paper="He et al. 2020, Momentum Contrast for Unsupervised Visual Representation Learning, eq. 1-2",
@@ -43,7 +43,7 @@ def moco(encoder, *, temperature=0.2, queue=4096, momentum=0.99, projector=(256,
     return JointEmbedding(encoder, compare, projector=projector, momentum=momentum,
                           online_views=(0,), target_views=(1,), views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je014
+# %% ../../nbs/methods/03_joint_embedding.ipynb #04f3b4ab
 @register(
     "barlow_twins", summary="make the cross-correlation of two views' embeddings the identity",
     paper="Zbontar et al. 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction, eq. 1-2",
@@ -54,7 +54,7 @@ def barlow_twins(encoder, *, lambda_=5e-3, projector=(512, 512, 512), views=None
     return JointEmbedding(encoder, lambda p, _: objectives.barlow_twins(*p, lambda_=lambda_, parts=True),
                           projector=projector, views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je015
+# %% ../../nbs/methods/03_joint_embedding.ipynb #0ed744ff
 @register(
     "vicreg", summary="keep the variance of every dimension, decorrelate dimensions, bring views together",
     paper="Bardes et al. 2022, VICReg: Variance-Invariance-Covariance Regularization, eq. 1-6",
@@ -69,12 +69,12 @@ def vicreg(encoder, *, invariance=25.0, variance=25.0, covariance=1.0, projector
     return JointEmbedding(encoder, lambda p, _: objectives.vicreg(*p, **weights, parts=True),
                           projector=projector, views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je017
+# %% ../../nbs/methods/03_joint_embedding.ipynb #5b4e002d
 def make_predictor(
     kind: str,  # "mlp", "linear", "none", "directpred" or "directcopy"
     width: int,  # of the embedding that it predicts
 ) -> nn.Module | None:
-    "The predictor of BYOL and SimSiam, and what 'Understanding SSL dynamics' puts in its place."
+    "The predictor of BYOL and SimSiam ('mlp'), or one of the alternatives of Tian et al. 2021."
     makers = {"mlp": lambda: mlp([width, width // 2, width], bias=True), "linear": lambda: nn.Linear(width, width, bias=False),
               "none": lambda: None, "directpred": lambda: objectives.DirectPredictor(width, mode="directpred"),
               "directcopy": lambda: objectives.DirectPredictor(width, mode="directcopy")}
@@ -82,9 +82,9 @@ def make_predictor(
         raise ValueError(f"predictor {kind!r} is not known; choose one of {', '.join(makers)}")
     return makers[kind]()
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je018
+# %% ../../nbs/methods/03_joint_embedding.ipynb #b6a0ae20
 @register(
-    "byol", summary="predict what a slowly moving teacher says of another view; no negatives",
+    "byol", summary="predict the embedding of another view by a slowly moving teacher; no negatives",
     paper="Grill et al. 2020, Bootstrap Your Own Latent, eq. 2-3",
     equation=r"\mathcal{L} = \frac1n \sum_{i=1}^{n} \big( \|\bar q(z_i) - \bar t'_i\|^2 + \|\bar q(z'_i) - \bar t_i\|^2 \big),"
              r" \quad \bar x = x / \|x\|, \quad \xi \leftarrow \tau\xi + (1 - \tau)\theta",
@@ -97,7 +97,7 @@ def byol(encoder, *, momentum=0.99, predictor="mlp", projector=(256, 128), views
                           momentum=partial(objectives.momentum_schedule, momentum),
                           views=views or default_views("byol", encoder))
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je019
+# %% ../../nbs/methods/03_joint_embedding.ipynb #44554705
 @register(
     "simsiam", summary="predict the other view's embedding, without a gradient through the target",
     paper="Chen and He 2021, Exploring Simple Siamese Representation Learning, eq. 1-2",
@@ -112,7 +112,7 @@ def simsiam(encoder, *, stop_gradient=True, predictor="mlp", projector=(256, 128
                           projector=mlp([encoder.num_features, *projector], last_norm=last_norm),
                           predictor=make_predictor(predictor, projector[-1]), views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je020
+# %% ../../nbs/methods/03_joint_embedding.ipynb #5dc250ef
 @register(
     "swav", summary="predict a view's cluster from another view, with clusters of equal size",
     paper="Caron et al. 2020, Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, eq. 1-5",
@@ -127,7 +127,7 @@ def swav(encoder, *, prototypes=256, temperature=0.1, epsilon=0.05, projector=(2
     return JointEmbedding(encoder, compare, projector=projector,
                           predictor=objectives.Prototypes(projector[-1], prototypes), views=views)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je021
+# %% ../../nbs/methods/03_joint_embedding.ipynb #f6d2355d
 @register(
     "dino", summary="match a teacher's centered and sharpened distribution over many outputs, from crops of all sizes",
     paper="Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, eq. 1-4",
@@ -146,9 +146,9 @@ def dino(encoder, *, out_dim=1024, momentum=0.996, teacher_temperature=0.04, stu
                           momentum=partial(objectives.momentum_schedule, momentum), target_views=(0, 1),
                           evaluate_teacher=True, views=views or default_views("dino", encoder, local_size=local_size))
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je035
+# %% ../../nbs/methods/03_joint_embedding.ipynb #5f37f7f4
 class JointEmbedding(Method):
-    """Views, encoder, projector, predictor, target branch, comparison: every part can be swapped.
+    """Views, encoder, projector, predictor, target branch, comparison: every part can be replaced.
 
     An encoder, projector or predictor that is an `nn.ModuleList` has one module for each view, as CLIP has for images and texts."""
     parts = ("projector", "predictor", "compare")
@@ -161,11 +161,11 @@ class JointEmbedding(Method):
         projector: nn.Module | Sequence[int],  # a module, or the widths of an MLP behind the encoder
         predictor: nn.Module | None = None,  # q, on the online branch only
         momentum: float | Callable[[float], float] | None = None,  # of an EMA teacher; a function takes progress
-        online_views: Sequence[int] | None = None,  # which views the online branch sees; None: all
-        target_views: Sequence[int] | None = None,  # which views the target branch sees; None: all
+        online_views: Sequence[int] | None = None,  # views of the online branch, by index; None: all
+        target_views: Sequence[int] | None = None,  # views of the target branch, by index; None: all
         evaluate_teacher: bool = False,  # evaluate and keep the teacher's encoder, as DINO's paper does
         views: Callable | None = None,  # view maker; None: SimCLR's
-        represent: Callable | None = None,  # (encoder, view) -> what the projector takes, (n, d) or tokens (n, t, d); None: encoder(view.x)
+        represent: Callable | None = None,  # (encoder, view) -> input of the projector, (n, d) or tokens (n, t, d); None: encoder(view.x)
     ):
         super().__init__(encoder, views or default_views("simclr", _of_view(encoder, 0)))
         if not isinstance(projector, nn.Module): projector = _projector(encoder, projector)
@@ -192,7 +192,7 @@ class JointEmbedding(Method):
         return Step(loss, {**parts, "embedding_std": spread}, first)
 
     def targets(self, views: list[View], embeddings: list[Tensor]) -> list[Tensor]:
-        "What predictions are compared with: the teacher's embeddings, or the online branch's own."
+        "Embeddings that the predictions are compared with: those of the teacher, or of the online branch if there is no teacher."
         if self.teacher is None: return _chosen(embeddings, self.target_views)
         encoder, projector = self.teacher.module
         with torch.no_grad():
@@ -202,7 +202,7 @@ class JointEmbedding(Method):
         super().after_step(progress)
         if self.teacher is not None: self.teacher.follow(nn.Sequential(self.encoder, self.projector), progress)
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je036
+# %% ../../nbs/methods/03_joint_embedding.ipynb #d992e242
 def _chosen(views, which): return list(views) if which is None else [views[i] for i in which]
 
 def _of_view(part, i): return part[i] if isinstance(part, nn.ModuleList) else part
@@ -212,9 +212,9 @@ def _projector(encoder, widths):
     if isinstance(encoder, nn.ModuleList): return nn.ModuleList(_projector(each, widths) for each in encoder)
     return mlp([encoder.num_features, *widths])
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je038
+# %% ../../nbs/methods/03_joint_embedding.ipynb #17c82b3b
 class _OneDirection(nn.Module):
-    "A loss between the first prediction and the first target."
+    "The loss of the first prediction and the first target."
 
     def __init__(self, loss):
         super().__init__()
@@ -223,7 +223,7 @@ class _OneDirection(nn.Module):
     def forward(self, predictions, targets):
         return self.directed(predictions[0], targets[0])
 
-# %% ../../nbs/methods/03_joint_embedding.ipynb #je040
+# %% ../../nbs/methods/03_joint_embedding.ipynb #3643b191
 def _take_any_size(encoder):
     "Let a timm vision transformer interpolate its positions. Returns the side of DINO's small crops; None: the preset's."
     backbone = getattr(encoder, "backbone", encoder)
