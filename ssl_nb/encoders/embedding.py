@@ -71,8 +71,8 @@ def calibrated(
     for norm in norms:
         norm.reset_running_stats()
         norm.training, norm.momentum = True, None  # None: every batch has the same weight
-    even = -(-len(inputs) // -(-len(inputs) // batch_size))  # no batch is much smaller than another
-    for batch in _batches(network, inputs, even) if norms else (): _embed(network, batch)
+    device, count = next((p.device for p in network.parameters()), inputs.device), max(-(-len(inputs) // batch_size), 1)
+    for i in range(count if norms else 0): _embed(network, inputs[i::count].to(device))  # inputs may be sorted by class, a batch must not be
     for norm, momentum in norms.items(): norm.momentum = momentum
     return network.eval()
 
