@@ -1,6 +1,7 @@
 """What lessons promise: claims that warn instead of stopping the reader, and views that are named for what they are."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def test_the_claims_of_a_committed_lesson_hold(name):
     outputs = [out for cell in cells(lessons()[name], "code") for out in cell["outputs"]]
     said = "".join("".join(out.get("text", "")) for out in outputs if out["output_type"] == "stream")
     assert "does not hold here" not in said
-    claims = [line for cell in cells(lessons()[name], "code") for line in cell["source"] if "claim(" in line]
+    lines = [line for cell in cells(lessons()[name], "code") for line in cell["source"]]
+    claims = [line for line in lines if re.search(r"^\s*claim\(|\b\w+\.claim\(", line)]  # of the lesson, or of a `Study`
     assert claims
 
 

@@ -42,13 +42,14 @@ def embed(
     x = inputs.x if isinstance(inputs, Split) else inputs
     if isinstance(x, Tensor) and x.ndim == 4: check_images(x)
     with evaluating(network):
-        return torch.cat([_embed(network, batch).float() for batch in _batches(network, inputs, batch_size)])
+        consecutive = (slice(i, i + batch_size) for i in range(0, max(len(inputs), 1), batch_size))  # without rows, one empty batch
+        return torch.cat([_embed(network, batch).float() for batch in _batches(network, inputs, consecutive)])
 
 # %% ../../nbs/encoders/06_embedding.ipynb #8cf2e2d1
-def _batches(network, inputs, batch_size):
-    "Consecutive batches on the device of the network; one empty batch if there are no rows."
+def _batches(network, inputs, slices):
+    "The rows of each slice, on the device of the network."
     device = next((p.device for p in network.parameters()), inputs.device)
-    for start in range(0, max(len(inputs), 1), batch_size): yield inputs[start : start + batch_size].to(device)
+    for rows in slices: yield inputs[rows].to(device)
 
 
 def _embed(network, batch):
@@ -71,8 +72,9 @@ def calibrated(
     for norm in norms:
         norm.reset_running_stats()
         norm.training, norm.momentum = True, None  # None: every batch has the same weight
-    device, count = next((p.device for p in network.parameters()), inputs.device), max(-(-len(inputs) // batch_size), 1)
-    for i in range(count if norms else 0): _embed(network, inputs[i::count].to(device))  # inputs may be sorted by class, a batch must not be
+    count = -(-len(inputs) // batch_size)
+    spread = (slice(i, None, count) for i in range(count))  # rows may be sorted by class, and a batch must not be of one class
+    for batch in _batches(network, inputs, spread) if norms else (): _embed(network, batch)
     for norm, momentum in norms.items(): norm.momentum = momentum
     return network.eval()
 

@@ -12,7 +12,7 @@ import io
 
 
 def _with_palette(png: io.BytesIO) -> bytes:
-    "The same picture in at most 256 colors, a third of the bytes: a page holds one picture for each position of the slider."
+    "The same picture in at most 256 colors, in fewer bytes: a page holds one picture for each position of the slider."
     from PIL import Image
     small = io.BytesIO()
     Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
